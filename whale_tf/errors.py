@@ -44,6 +44,8 @@ class WhaleError(Exception):
       way_out: what to do instead, one sentence or more.
     """
 
+    ag_pass_through = True  # AutoGraph, tried with TensorFlow 2.21, wraps an error without this in one of its own
+
     def __init__(
         self,
         rule: str,

@@ -1,7 +1,7 @@
 """The program in memory: a frozen graph of nodes in topological order, with def-use.
 
-A pass takes a Graph and returns another; Nodes it leaves alone are shared between the two. Operations are TensorFlow's, plus
-those that only exist between capture and lowering:
+A pass takes a Graph and returns another; Nodes it leaves alone are shared between the two. Operations are TensorFlow's,
+plus those that only exist between capture and lowering:
 
 | op          | inputs    | meaning                                                                        |
 |-------------|-----------|--------------------------------------------------------------------------------|
@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
+
+from whale_tf.errors import InternalError
 
 BOUNDARY_OPS = frozenset({"Input", "Variable", "Captured", "Handle", "Argument"})
 
@@ -72,7 +74,7 @@ class Ref(NamedTuple):
     """One output of one node."""
 
     node: str
-    index: int = 0
+    index: int = 0  # type: ignore[assignment]  # hides tuple.index, which no Ref needs
 
     def __str__(self) -> str:
         return self.node if self.index == 0 else f"{self.node}:{self.index}"
@@ -129,8 +131,21 @@ class Graph:
 
     @classmethod
     def of(cls, nodes: Iterable[Node], outputs: Iterable[Ref] = (), effects: Iterable[str] = ()) -> Graph:
-        """A graph of nodes that are already in topological order."""
-        return cls({node.name: node for node in nodes}, tuple(outputs), tuple(effects))
+        """A graph of nodes that are already in topological order.
+
+        Raises:
+          InternalError: two nodes have the same name, so one would be lost.
+        """
+        by_name: dict[str, Node] = {}
+        for node in nodes:
+            if node.name in by_name:
+                raise InternalError(
+                    f"two nodes are called '{node.name}'",
+                    details=(f"their ops are {by_name[node.name].op} and {node.op}",),
+                    way_out="This is a fault of whale_tf: the pass that made the second must name it anew.",
+                )
+            by_name[node.name] = node
+        return cls(by_name, tuple(outputs), tuple(effects))
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes.values())

@@ -1,0 +1,131 @@
+"""whale_tf.annotate.devices, with the 8 logical CPU devices of the tests and in fresh programs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import tensorflow as tf
+
+from whale_tf.annotate import devices
+from whale_tf.annotate.cluster import Cluster, Device
+from whale_tf.errors import DeviceError
+
+
+@pytest.fixture(autouse=True)
+def forget_cluster() -> Iterator[None]:
+    before = list(devices._current)
+    yield
+    devices._current[:] = before
+
+
+def test_takes_the_first_of_the_devices_there_are() -> None:
+    assert [device.label for device in devices.init(2)] == ["CPU:0", "CPU:1"]
+
+
+def test_without_a_number_takes_all() -> None:
+    assert len(devices.init()) == 8
+
+
+def test_the_same_call_gives_the_same_cluster() -> None:
+    assert devices.init(3) == devices.init(3)
+
+
+def test_the_current_cluster_is_what_was_asked_for_last() -> None:
+    devices.init(4)
+    assert devices.init(2) == devices.current_cluster()
+
+
+def test_without_init_the_current_cluster_is_all_devices() -> None:
+    devices._current.clear()
+    assert len(devices.current_cluster()) == 8
+
+
+def test_names_are_those_of_tensorflow() -> None:
+    with tf.device(devices.init(4).devices[3].name):
+        assert tf.constant(1.0).device == devices.init(4).devices[3].name
+
+
+def test_refuses_more_devices_than_tensorflow_started_with() -> None:
+    devices.init(8)
+    with pytest.raises(DeviceError) as refused:
+        devices.init(12)
+    assert str(refused.value) == (
+        "TensorFlow already started with 8 devices.\n"
+        "  12 logical CPU devices are asked for, 4 more than there are\n"
+        "  Call whale.init(12) before the first TensorFlow operation and before any other whale.init."
+    )
+
+
+@pytest.mark.parametrize("count", [0, -1, True, 2.0])
+def test_refuses_what_is_no_number_of_devices(count: int) -> None:
+    with pytest.raises(DeviceError, match="whole number from 1 on"):
+        devices.init(count)
+
+
+def test_refuses_a_number_beside_a_cluster() -> None:
+    with pytest.raises(DeviceError, match="devices is 2, and the cluster has 1"):
+        devices.init(2, cluster=Cluster((Device.named("CPU:0"),)))
+
+
+def test_a_given_cluster_keeps_its_order_and_rates() -> None:
+    cluster = Cluster((Device.named("CPU:5", flops_per_second=1e9), Device.named("CPU:0")))
+    assert devices.init(cluster=cluster) is cluster is devices.current_cluster()
+
+
+def test_refuses_a_cluster_whose_devices_do_not_exist() -> None:
+    with pytest.raises(DeviceError) as refused:
+        devices.init(cluster=Cluster((Device.named("CPU:0"), Device.named("GPU:7"))))
+    assert refused.value.details[0] == "/job:localhost/replica:0/task:0/device:GPU:7 does not exist"
+    assert refused.value.details[1].count("CPU") == 8
+
+
+def test_refuses_devices_of_other_processes() -> None:
+    with pytest.raises(DeviceError, match="cannot reach 1/CPU:0"):
+        devices.init(cluster=Cluster((Device.named("CPU:0"), Device.named("CPU:0", process=1))))
+
+
+def test_a_refused_call_leaves_the_current_cluster() -> None:
+    cluster = devices.init(2)
+    with pytest.raises(DeviceError):
+        devices.init(99)
+    assert devices.current_cluster() == cluster
+
+
+PROGRAM = """
+import tensorflow as tf
+from whale_tf.annotate.cluster import Cluster, Device
+from whale_tf.annotate.devices import init
+from whale_tf.errors import DeviceError
+tf.config.set_visible_devices([], "GPU")
+cpu = tf.config.list_physical_devices("CPU")[0]
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "printed"),
+    [
+        ("print(len(init()))", "1"),
+        ("print(len(init(3)), len(tf.config.list_logical_devices('CPU')))", "3 3"),
+        ("print(len(init(cluster=Cluster((Device.named('CPU:2'),)))), len(tf.config.list_logical_devices()))", "1 3"),
+        (
+            "tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)\n"
+            "print(len(init(4)), len(init(2)))",
+            "4 2",
+        ),
+        (
+            "tf.constant(1)\ntry: init(2)\nexcept DeviceError as error: print(error.rule)",
+            "already started with 1 device",
+        ),
+    ],
+    ids=["one by default", "makes CPUs", "makes CPUs for a cluster", "adds to the user's", "too late"],
+)
+@pytest.mark.long
+def test_in_a_program_that_has_not_started(program: str, printed: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM + program], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith(printed)

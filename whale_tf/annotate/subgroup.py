@@ -1,0 +1,52 @@
+"""A subgroup of the step, as a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from whale_tf.annotate.cluster import VirtualDevice
+from whale_tf.errors import Line
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A subgroup of the step, as its scope was first opened: prints as `stage 'a' opened at train.py:3`.
+
+    Attributes:
+      key: unique in its recording, and what is stamped on ops.
+      name: the user's, or `stage k` where `annotate` gave the number k; empty if there is none.
+      parent: the key of the scope around it; empty at the top.
+      line: where the `with` is, or the call of `annotate`.
+      count: how many replicas; None for a stage, and for as many as the devices allow.
+      shares: relative parts of the batch, one per replica.
+      devices: how many devices a stage takes, or which.
+      index: the number of the stage, where `annotate` gave one; other stages count in order of first opening.
+    """
+
+    key: str
+    kind: Literal["replica", "stage"]
+    name: str
+    parent: str
+    line: Line
+    count: int | None = None
+    shares: tuple[float, ...] | None = None
+    devices: int | VirtualDevice = 1
+    index: int | None = None
+
+    @property
+    def label(self) -> str:
+        """What the user wrote, in short: `stage 'a'`, `stage(2)`, `replica(2)`."""
+        if self.shares is not None:
+            return f"replica(shares=[{', '.join(f'{share:g}' for share in self.shares)}])"
+        if self.kind == "replica":
+            return f"replica({'' if self.count is None else self.count})"
+        if self.index is not None:
+            return self.name
+        if self.name:
+            return f"stage {self.name!r}"
+        return f"stage({'' if self.devices == 1 else self.devices})"
+
+    def __str__(self) -> str:
+        verb = "opened" if self.index is None else "annotated"
+        return f"{self.label} {verb} at {self.line.file}:{self.line.number}"

@@ -1,0 +1,259 @@
+"""Traces the step once, at the shape of one micro-batch, and remembers what a GraphDef forgets.
+
+TensorFlow's own tracing does the work. While it runs, four of its entry points are wrapped so that the trace also tells: which
+tensors are gradients and of what, which operations a gradient call made, which forward operation each backward one belongs to,
+and in which of the user's scopes an operation stands.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import mock
+
+import tensorflow as tf
+from tensorflow.python import pywrap_tfe  # private; tried with 2.21
+from tensorflow.python.eager import execute  # private; tried with 2.21
+from tensorflow.python.eager.polymorphic_function import autograph_util, polymorphic_function  # private; tried with 2.21
+from tensorflow.python.framework import func_graph, ops  # private; tried with 2.21
+
+from whale_tf.annotate import scopes
+from whale_tf.errors import CaptureError, Line, VariableError, WhaleError
+
+TRACING = threading.RLock()
+
+
+@dataclass(frozen=True)
+class Marker:
+    """One gradient that a gradient call returned.
+
+    Attributes:
+      operation: the identity it passes through.
+      call: the number of the gradient call, from 1.
+      part: `dense`, or `values` / `indices` of IndexedSlices.
+      partner: for a part of IndexedSlices, the operation of the other part.
+      source: the handle of the variable it is a gradient of; None for other tensors.
+    """
+
+    operation: str
+    call: int
+    part: str
+    partner: str
+    source: Any
+
+
+@dataclass
+class Trace:
+    """A step as TensorFlow traced it.
+
+    Attributes:
+      graph: TensorFlow's graph; kept for the lines of its operations.
+      arguments: for each tensor argument in order, the name of its placeholder.
+      structure: the outputs as the step returned them, with a tensor's position in `outputs` for each tensor.
+      outputs: (operation, index) of each tensor returned.
+      markers: gradients, in the order they were returned.
+      targets: for each gradient call, the operations of its targets.
+      calls: the operations a gradient call made, with its number.
+      opened: the scopes, in the order they were opened.
+      nested_gradients: lines where a gradient was taken inside control flow.
+    """
+
+    graph: func_graph.FuncGraph
+    arguments: tuple[str, ...] = ()
+    structure: Any = None
+    outputs: tuple[tuple[str, int], ...] = ()
+    markers: list[Marker] = field(default_factory=list)
+    targets: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+    opened: tuple[scopes.Opened, ...] = ()
+    nested_gradients: list[Line] = field(default_factory=list)
+    empty_gradients: list[Line] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Position:
+    """Stands for output number `index` in the structure of outputs."""
+
+    index: int
+
+
+def record(function: Callable[..., Any], arguments: Any, specs: Sequence[tf.TensorSpec], name: str) -> Trace:
+    """Traces `function`.
+
+    Args:
+      function: the user's step.
+      arguments: a function from the flat list of tensors to (args, kwargs).
+      specs: shape and type of each tensor argument, the batch dim being that of one micro-batch.
+      name: the step's name.
+    Raises:
+      CaptureError, VariableError, ScopeError: the step cannot be traced into one flat graph.
+    """
+    graph = func_graph.FuncGraph(name)
+    trace = Trace(graph)
+    placeholders: list[tf.Tensor] = []
+
+    def body() -> Any:
+        placeholders.extend(
+            tf.compat.v1.placeholder(spec.dtype, spec.shape, name=f"argument_{i}") for i, spec in enumerate(specs)
+        )
+        args, kwargs = arguments(placeholders)
+        return autograph_util.py_func_from_autograph(function)(*args, **kwargs)
+
+    with TRACING, scopes.recording() as record_of_scopes, _instrumented(trace):
+        try:
+            func_graph.func_graph_from_py_func(name, body, (), {}, func_graph=graph)
+        except WhaleError:
+            raise
+        except Exception as error:
+            if trace.empty_gradients:
+                raise _no_gradient(trace) from error
+            raise
+    trace.arguments = tuple(placeholder.op.name for placeholder in placeholders)
+    trace.opened = record_of_scopes.opened
+    _take_outputs(trace)
+    if trace.empty_gradients and not trace.markers:
+        raise _no_gradient(trace)
+    return trace
+
+
+def line_of(trace: Trace, operation: str) -> Line:
+    """The user's line that made an operation."""
+    try:
+        made = trace.graph.get_operation_by_name(operation)
+    except (KeyError, ValueError):
+        return Line("<unknown>", 0)
+    return scopes.user_line(made.traceback)
+
+
+def _take_outputs(trace: Trace) -> None:
+    flat: list[tuple[str, int]] = []
+
+    def take(value: Any) -> Any:
+        if not isinstance(value, tf.Tensor):
+            return value
+        flat.append((value.op.name, value.value_index))
+        return Position(len(flat) - 1)
+
+    trace.structure = tf.nest.map_structure(take, trace.graph.structured_outputs, expand_composites=True)
+    trace.outputs = tuple(flat)
+
+
+def _no_gradient(trace: Trace) -> WhaleError:
+    return CaptureError(
+        "the gradient reaches no variable",
+        details=["every gradient of the call is None"],
+        at=trace.empty_gradients,
+        way_out="Compute the loss inside the GradientTape, from the variables that are given to tape.gradient.",
+    )
+
+
+@contextmanager
+def _instrumented(trace: Trace) -> Iterator[None]:
+    """Wraps TensorFlow's entry points for this thread while it records."""
+    thread = threading.get_ident()
+
+    def here() -> bool:
+        return threading.get_ident() == thread and not tf.executing_eagerly()
+
+    with ExitStack() as stack:
+        patch = mock.patch.object
+        tape_gradient = tf.GradientTape.gradient
+        stack.enter_context(patch(tf.GradientTape, "gradient", _marking(trace, tape_gradient, here, method=True)))
+        stack.enter_context(patch(tf, "gradients", _marking(trace, tf.gradients, here, method=False)))
+        stack.enter_context(patch(execute, "record_gradient", _naming(execute.record_gradient, here)))
+        inline = _inlining(polymorphic_function.Function.__call__, here)
+        stack.enter_context(patch(polymorphic_function.Function, "__call__", inline))
+        with tf.variable_creator_scope(_refuse_variable(trace)):
+            yield
+
+
+def _marking(trace: Trace, original: Callable[..., Any], here: Callable[[], bool], *, method: bool) -> Callable[..., Any]:
+    """`gradient` that passes what it returns through marker identities and stamps what it makes."""
+
+    def gradient(*args: Any, **kwargs: Any) -> Any:
+        if not here():
+            return original(*args, **kwargs)
+        graph = ops.get_default_graph()
+        if graph is not trace.graph:
+            trace.nested_gradients.append(scopes.user_line())
+            return original(*args, **kwargs)
+        given = dict(zip(("target", "sources") if method else ("ys", "xs"), args[1:] if method else args, strict=False))
+        given.update(kwargs)
+        target = given.get("target", given.get("ys"))
+        sources = given.get("sources", given.get("xs"))
+        before = len(graph.get_operations())
+        result = original(*args, **kwargs)
+        call = len(trace.targets) + 1
+        made = graph.get_operations()[before:]
+        trace.calls.update((operation.name, call) for operation in made)
+        trace.targets[call] = tuple(t.op.name for t in tf.nest.flatten(target) if isinstance(t, tf.Tensor))
+        flat_sources = tf.nest.flatten(sources)
+        flat_results = tf.nest.flatten(result)
+        if flat_results and all(value is None for value in flat_results):
+            trace.empty_gradients.append(scopes.user_line())
+        marked = [
+            None if value is None else _mark(trace, value, call, getattr(source, "handle", None))
+            for value, source in zip(flat_results, flat_sources, strict=True)
+        ]
+        return tf.nest.pack_sequence_as(result, marked)
+
+    return gradient
+
+
+def _mark(trace: Trace, value: Any, call: int, source: Any) -> Any:
+    """The gradient behind its marker; the sizes of IndexedSlices are hidden, since accumulation changes them."""
+    if isinstance(value, tf.IndexedSlices):
+        hidden = [None] + list(value.values.shape[1:])
+        values = tf.compat.v1.placeholder_with_default(value.values, hidden, name=f"gradient_{call}/values")
+        indices = tf.compat.v1.placeholder_with_default(value.indices, [None], name=f"gradient_{call}/indices")
+        trace.markers.append(Marker(values.op.name, call, "values", indices.op.name, source))
+        trace.markers.append(Marker(indices.op.name, call, "indices", values.op.name, source))
+        return tf.IndexedSlices(values, indices, value.dense_shape)
+    if not isinstance(value, tf.Tensor):
+        return value
+    marked = tf.identity(value, name=f"gradient_{call}/dense")
+    trace.markers.append(Marker(marked.op.name, call, "dense", "", source))
+    return marked
+
+
+def _naming(original: Callable[..., Any], here: Callable[[], bool]) -> Callable[..., Any]:
+    """`record_gradient` that gives backward operations the full name of their forward twin as scope."""
+
+    def record_gradient(op_name: Any, inputs: Any, attrs: Any, outputs: Any) -> Any:
+        first = outputs[0] if isinstance(outputs, (list, tuple)) and outputs else outputs
+        if not here() or not hasattr(first, "op"):
+            return original(op_name, inputs, attrs, outputs)
+        return pywrap_tfe.TFE_Py_RecordGradient(op_name, inputs, attrs, outputs, first.op.name)
+
+    return record_gradient
+
+
+def _inlining(original: Callable[..., Any], here: Callable[[], bool]) -> Callable[..., Any]:
+    """`tf.function.__call__` that traces into the caller's graph, so that tapes and scopes inside are seen."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not here() or self._jit_compile or self.input_signature is not None:
+            return original(self, *args, **kwargs)
+        python_function = self._python_function
+        if self._autograph:
+            python_function = autograph_util.py_func_from_autograph(python_function)
+        return python_function(*args, **kwargs)
+
+    return call
+
+
+def _refuse_variable(trace: Trace) -> Callable[..., Any]:
+    def create(next_creator: Callable[..., Any], **kwargs: Any) -> Any:
+        if tf.executing_eagerly() or ops.get_default_graph() is not trace.graph:
+            return next_creator(**kwargs)
+        raise VariableError(
+            f"variable '{kwargs.get('name') or 'Variable'}' is created inside the step",
+            details=["a step is traced once and run many times; a variable must exist before"],
+            at=[scopes.user_line()],
+            way_out="Create it outside; build the model on a first batch and call optimizer.build(variables) before the step.",
+        )
+
+    return create

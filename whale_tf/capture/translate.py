@@ -1,0 +1,277 @@
+"""GraphDef → ir.Graph: one flat step without variables.
+
+A variable becomes a value that is handed on. Reading it gives the value it has at that place of the program, writing it makes a
+`Write` that later reads see, so that what was an order of side effects is plain data flow, and any part of the step can run
+anywhere. TensorFlow's automatic control dependencies are what this order came from, and are dropped. What remains an effect is
+what leaves the step: prints, summaries, assertions.
+
+    Before:  w = VarHandleOp; r = ReadVariableOp(w); y = MatMul(x, r); a = AssignSubVariableOp(w, g); r2 = ReadVariableOp(w, ^a)
+    After:   w = Variable;  y = MatMul(x, w);  a = Sub(w, g);  a/write = Write(a);  … users of r2 take a/write
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from whale_tf.capture import attributes
+from whale_tf.capture.record import Marker, Trace
+from whale_tf.capture.variable_ops import RULES, Emit, has_effects, scratch_call
+from whale_tf.ir.graph import DType, Graph, Node, Ref, Shape, TensorType
+
+
+@dataclass(frozen=True)
+class Step:
+    """A captured step.
+
+    Attributes:
+      graph: outputs are the tensors the step returns; effects are the last Write of each variable and what leaves the step.
+      variables: the user's variables by the name they have in `graph`.
+      captured: tensors from outside, by the index of `Captured` and `Handle` nodes.
+      functions: TensorFlow's bodies of control flow and of calls that stay calls, by name.
+      calls: whale's own: the bodies of operations that run on scratch variables, by name.
+      trace: where it came from.
+    """
+
+    graph: Graph
+    variables: dict[str, Any]
+    captured: tuple[Any, ...]
+    functions: dict[str, Any]
+    calls: dict[str, Graph]
+    trace: Trace
+
+
+def translate(trace: Trace, batch: Sequence[bool]) -> Step:
+    """Turns a trace into a step.
+
+    Args:
+      trace: what `record` gave.
+      batch: for each tensor argument, whether its dim 0 is the batch.
+    """
+    return _Translation(trace, batch).run()
+
+
+@dataclass(frozen=True)
+class BareVariable:
+    """A variable of which the step only holds the handle (it is assigned and never read through its object)."""
+
+    handle: Any
+    name: str
+    dtype: tf.DType
+    shape: tf.TensorShape
+    trainable: bool = False
+    aggregation: Any = tf.VariableAggregation.NONE
+
+    @classmethod
+    def behind(cls, handle: Any, name: str) -> BareVariable | None:
+        """None if the handle is not a variable's."""
+        data = getattr(handle, "_handle_data", None)  # private; tried with 2.21
+        if data is None or not data.is_set or len(data.shape_and_type) != 1:
+            return None
+        kind = data.shape_and_type[0]
+        return cls(handle, name, tf.dtypes.as_dtype(kind.dtype), tf.TensorShape(kind.shape))
+
+
+class _Translation:
+    """The state of one translation: where each TensorFlow tensor has gone, and each variable's value so far."""
+
+    def __init__(self, trace: Trace, batch: Sequence[bool]) -> None:
+        self.trace = trace
+        self.batch = batch
+        self.graph_def = trace.graph.as_graph_def()
+        self.functions = {function.signature.name: function for function in self.graph_def.library.function}
+        self.calls: dict[str, Graph] = {}
+        self.nodes: dict[str, Node] = {}
+        self.tensors: dict[tuple[str, int], Ref] = {}
+        self.handles: dict[str, str] = {}
+        self.variables: dict[str, Any] = {}
+        self.current: dict[str, Ref] = {}
+        self.writes: dict[str, str] = {}
+        self.captured: list[Any] = []
+        self.captures = {placeholder.op.name: external for external, placeholder in trace.graph.captures}
+        self.markers = {marker.operation: marker for marker in trace.markers}
+
+    def run(self) -> Step:
+        """Translates node by node, in the order of the program."""
+        arguments = {name: index for index, name in enumerate(self.trace.arguments)}
+        self.keys = {id(variable.handle): variable for variable in self.trace.graph.variables}
+        for name, index in arguments.items():
+            self._boundary(name, "Input", index=index, batch=bool(self.batch[index]))
+        for name, external in self.captures.items():
+            self._capture(name, external)
+        effects = []
+        for node in _in_program_order(self.graph_def.node, self._roots()):
+            if (node.name, 0) in self.tensors or node.name in self.handles:
+                continue
+            if self._translate(node):
+                effects.append(node.name)
+        outputs = [self.tensors[tensor] for tensor in self.trace.outputs]
+        graph = Graph.of(self.nodes.values(), outputs, [*self.writes.values(), *effects]).pruned()
+        return Step(graph, self.variables, tuple(self.captured), self.functions, self.calls, self.trace)
+
+    def _roots(self) -> list[str]:
+        return [name for name, _ in self.trace.outputs] + [op.name for op in self.trace.graph.control_outputs]
+
+    def _translate(self, proto: Any) -> bool:
+        """Adds one node; whether it is an effect that must run even if unused."""
+        inputs, handles = [], {}
+        for position, tensor in enumerate(_data_inputs(proto)):
+            if tensor[0] in self.handles:
+                handles[position] = self.handles[tensor[0]]
+                inputs.append(None)
+            else:
+                inputs.append(self.tensors[tensor])
+        operation = self.trace.graph.get_operation_by_name(proto.name)
+        if handles:
+            return self._translate_variable_op(proto, operation, inputs, handles)
+        if proto.name in self.markers:
+            self._marker(proto, inputs, operation)
+            return False
+        if proto.op in PASS_THROUGH:
+            self.tensors.update({(proto.name, index): ref for index, ref in enumerate(inputs) if ref is not None})
+            return False
+        node = self._node(proto, operation, [ref for ref in inputs if ref is not None])
+        self._add(node)
+        return (node.stateful and not node.outputs) or has_effects(node, self.functions)
+
+    def _translate_variable_op(self, proto: Any, operation: Any, inputs: list[Ref | None], handles: dict[int, str]) -> bool:
+        if proto.op == "Identity":
+            self.handles[proto.name] = handles[0]
+            return False
+        rule = RULES.get(proto.op)
+        node = self._node(proto, operation, [ref for ref in inputs if ref is not None])
+        emit = Emit(self, node)
+        if rule is None or len(handles) != 1 or 0 not in handles or not rule.applies(emit):
+            return scratch_call(emit, inputs, handles)
+        result = rule.apply(emit, handles[0], [ref for ref in inputs if ref is not None])
+        for index, ref in enumerate(result):
+            self.tensors[proto.name, index] = ref
+        return False
+
+    def _marker(self, proto: Any, inputs: list[Ref | None], operation: Any) -> None:
+        marker: Marker = self.markers[proto.name]
+        variable = self.keys.get(id(marker.source))
+        name = next((key for key, value in self.variables.items() if value is variable), "") if variable is not None else ""
+        attrs = {"call": marker.call, "part": marker.part.encode(), "variable": name.encode(), "partner": marker.partner.encode()}
+        given = self.nodes[inputs[0].node].outputs[inputs[0].index]  # type: ignore[union-attr]
+        self._add(Node(proto.name, "Gradient", (inputs[0],), attrs=attrs, outputs=(given,)))  # type: ignore[arg-type]
+
+    def _node(self, proto: Any, operation: Any, inputs: list[Ref]) -> Node:
+        call = self.trace.calls.get(proto.name, 0)
+        scope = proto.attr["_whale_scope"].s.decode() if "_whale_scope" in proto.attr else ""
+        return Node(
+            proto.name,
+            proto.op,
+            tuple(inputs),
+            attrs=attributes.attributes_of(proto.attr),
+            outputs=tuple(_type(tensor) for tensor in operation.outputs),
+            stateful=operation.op_def.is_stateful,
+            scope=scope,
+            call=call,
+            twin=self._twin(proto.name) if call else "",
+        )
+
+    def _twin(self, name: str) -> str:
+        """The forward operation in a backward operation's name."""
+        for prefix, suffix in (("gradient_tape/", ""), ("gradients/", "_grad")):
+            if not name.startswith(prefix):
+                continue
+            parts = name.removeprefix(prefix).split("/")
+            for length in range(len(parts) - 1, 0, -1):
+                twin = "/".join(parts[:length]).removesuffix(suffix)
+                if (twin, 0) in self.tensors:
+                    source = self.tensors[twin, 0].node
+                    return twin if twin in self.nodes else source
+        return ""
+
+    def _capture(self, name: str, external: Any) -> None:
+        variable = self.keys.get(id(external))
+        if variable is None and external.dtype == tf.resource:
+            variable = BareVariable.behind(external, name)
+        if variable is not None:
+            key = _unique(variable.name.removesuffix(":0"), self.variables)
+            self.variables[key] = variable
+            self.keys[id(external)] = variable
+            self.handles[name] = key
+            kind = TensorType(DType(variable.dtype.base_dtype.name), _shape(variable.shape))
+            node_name = _unique(key, self.nodes)
+            attrs = {
+                "variable": key.encode(),
+                "aggregation": tf.VariableAggregation(variable.aggregation).name.encode(),
+                "trainable": bool(variable.trainable),
+            }
+            self.nodes[node_name] = Node(node_name, "Variable", attrs=attrs, outputs=(kind,))
+            self.current[key] = Ref(node_name)
+            return
+        op = "Handle" if external.dtype in (tf.resource, tf.variant) else "Captured"
+        self.captured.append(external)
+        self._boundary(name, op, index=len(self.captured) - 1)
+
+    def _boundary(self, name: str, op: str, **attrs: Any) -> None:
+        operation = self.trace.graph.get_operation_by_name(name)
+        self._add(Node(name, op, attrs=attrs, outputs=tuple(_type(tensor) for tensor in operation.outputs)))
+
+    def _add(self, node: Node) -> None:
+        self.nodes[node.name] = node
+        for index in range(max(1, len(node.outputs))):
+            self.tensors[node.name, index] = Ref(node.name, index)
+
+
+PASS_THROUGH = frozenset({"Identity", "IdentityN", "StopGradient", "PreventGradient", "Snapshot"})
+
+
+def _in_program_order(nodes: Sequence[Any], roots: Sequence[str]) -> Iterator[Any]:
+    """The nodes that the roots need, as they were made, but each after what it takes (a While's inputs may be made after it)."""
+    by_name = {node.name: node for node in nodes}
+    needed: set[str] = set()
+    stack = list(roots)
+    while stack:
+        name = stack.pop()
+        if name not in needed:
+            needed.add(name)
+            stack.extend(source.lstrip("^").split(":")[0] for source in by_name[name].input)
+    done: set[str] = set()
+    for node in nodes:
+        if node.name not in needed:
+            continue
+        stack = [node.name]
+        while stack:
+            name = stack[-1]
+            if name in done:
+                stack.pop()
+                continue
+            waiting = [source for source, _ in _data_inputs(by_name[name]) if source not in done]
+            if waiting:
+                stack.extend(waiting)
+                continue
+            done.add(name)
+            stack.pop()
+            yield by_name[name]
+
+
+def _data_inputs(proto: Any) -> list[tuple[str, int]]:
+    refs = []
+    for text in proto.input:
+        if not text.startswith("^"):
+            name, _, index = text.partition(":")
+            refs.append((name, int(index or 0)))
+    return refs
+
+
+def _type(tensor: tf.Tensor) -> TensorType:
+    return TensorType(DType(tensor.dtype.base_dtype.name), _shape(tensor.shape))
+
+
+def _shape(shape: tf.TensorShape) -> Shape:
+    return Shape.unknown if shape.rank is None else Shape(-1 if size is None else size for size in shape.as_list())
+
+
+def _unique(name: str, taken: Any) -> str:
+    candidate, count = name, 0
+    while candidate in taken:
+        count += 1
+        candidate = f"{name}_{count}"
+    return candidate

@@ -1,0 +1,211 @@
+"""A pipeline schedule as a value: the actions of each device of one replica, in order.
+
+    clock     0   1   2   3   4   5   6   7   8   9   10  11
+    device 0: 0F0 0F1 .   .   0B0 -   0F2 0B1 -   .   0B2 -
+    device 1: .   1F0 1B0 -   1F1 1B1 -   1F2 1B2 -   .   .
+
+A clock step is one forward of one micro-batch; F, I and W take one, B takes two (it is an I and a W), and a transfer
+takes none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from whale_tf.errors import ScheduleError
+
+CLOCK_STEPS: Mapping[str, int] = {"F": 1, "B": 2, "I": 1, "W": 1}
+_BUBBLE, _CONTINUED = ".", "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One micro-batch going once through one stage: prints as `2F0`, stage 2, forward, micro-batch 0.
+
+    Attributes:
+      stage: counted from 0.
+      kind: F forward, B backward; or, in the place of B, I input gradients and W weight gradients.
+      micro_batch: counted from 0.
+    """
+
+    stage: int
+    kind: str
+    micro_batch: int
+
+    def __post_init__(self) -> None:
+        if self.kind not in CLOCK_STEPS or self.stage < 0 or self.micro_batch < 0:
+            raise _unreadable([f"'{self}' is no action"])
+
+    def __str__(self) -> str:
+        return f"{self.stage}{self.kind}{self.micro_batch}"
+
+    @property
+    def clock_steps(self) -> int:
+        """How many clock steps it takes."""
+        return CLOCK_STEPS[self.kind]
+
+    @classmethod
+    def parse(cls, text: str) -> Action:
+        """The action that prints as `text`.
+
+        Raises:
+          ScheduleError: nothing prints so.
+        """
+        found = _ACTION.fullmatch(text.strip())
+        if found is None:
+            raise _unreadable([f"'{text}' is no action"])
+        return cls(int(found[1]), found[2], int(found[3]))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The actions of each device of one replica, in order.
+
+    Attributes:
+      rows: one per device; a device without work has an empty row.
+      stages: how many there are over all devices.
+      micro_batches: how many there are in one step.
+    """
+
+    rows: tuple[tuple[Action, ...], ...]
+    stages: int
+    micro_batches: int
+
+    def __str__(self) -> str:
+        """A table by clock step; the bare rows if it never ends. Both parse back."""
+        starts = place(self, dependencies(self))
+        if any(len(row) > len(placed) for row, placed in zip(self.rows, starts, strict=True)):
+            return "\n".join(rows_text(self))
+        cells = [_cells(row, placed) for row, placed in zip(self.rows, starts, strict=True)]
+        makespan = max(map(len, cells), default=0)
+        cells = [row + [_BUBBLE] * (makespan - len(row)) for row in cells]
+        clock = [str(k) for k in range(makespan)]
+        width = max(map(len, chain(clock, *cells)), default=0)
+        heads = ["clock", *(f"device {device}:" for device in range(len(self.rows)))]
+        head_width = max(map(len, heads))
+        return "\n".join(
+            " ".join([head.ljust(head_width), *(cell.ljust(width) for cell in row)]).rstrip()
+            for head, row in zip(heads, [clock, *cells], strict=True)
+        )
+
+    def device_of(self, stage: int) -> int:
+        """The row that runs a stage.
+
+        Raises:
+          ScheduleError: none does.
+        """
+        for device, row in enumerate(self.rows):
+            if any(action.stage == stage for action in row):
+                return device
+        raise ScheduleError(
+            f"no device runs stage {stage}", details=rows_text(self), way_out=f"Use a stage below {self.stages}."
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> Grid:
+        """The grid that `text` shows: what `str` gives, or rows typed as `device 0: 0F0 0F1 0B0 0B1`.
+
+        The numbers of stages and micro-batches are those that occur.
+
+        Raises:
+          ScheduleError: lines or actions that cannot be read, all of them named; devices out of order.
+        """
+        rows: list[tuple[Action, ...]] = []
+        faults: list[str] = []
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line.strip() or line.split()[0] == "clock":
+                continue
+            found = _ROW.fullmatch(line)
+            words = found[2].split() if found else []
+            wrong = [word for word in words if word not in (_BUBBLE, _CONTINUED) and not _ACTION.fullmatch(word)]
+            if found is None:
+                faults.append(f"line {number}: '{line.strip()}' is not 'device <number>: <actions>'")
+            elif int(found[1]) != len(rows) and not faults:
+                faults.append(f"line {number}: device {int(found[1])} stands where device {len(rows)} must")
+            faults += [f"line {number}: '{word}' is no action" for word in wrong]
+            rows.append(tuple(Action.parse(word) for word in words if _ACTION.fullmatch(word)))
+        if faults:
+            raise _unreadable(faults)
+        actions = list(chain.from_iterable(rows))
+        stages = max((action.stage + 1 for action in actions), default=0)
+        return cls(tuple(rows), stages, max((action.micro_batch + 1 for action in actions), default=0))
+
+
+def dependencies(grid: Grid) -> dict[Action, tuple[Action, ...]]:
+    """What each action of a grid needs to have ended.
+
+    F: F of the stage before. B and I: F of its own stage, and B or I of the stage after. W: its I.
+    """
+    actions = dict.fromkeys(chain.from_iterable(grid.rows))
+    needs: dict[Action, tuple[Action, ...]] = {}
+    for action in actions:
+        j, i = action.stage, action.micro_batch
+        if action.kind == "W":
+            needs[action] = (Action(j, "I", i),)
+        elif action.kind == "F":
+            needs[action] = (Action(j - 1, "F", i),) if j > 0 else ()
+        elif j + 1 >= grid.stages:
+            needs[action] = (Action(j, "F", i),)
+        else:
+            split = Action(j + 1, "I", i)
+            needs[action] = (Action(j, "F", i), split if split in actions else Action(j + 1, "B", i))
+    return needs
+
+
+def place(grid: Grid, needs: Mapping[Action, Iterable[Action]]) -> tuple[tuple[int, ...], ...]:
+    """The clock step at which each action starts, if each starts as early as it can.
+
+    Returns:
+      One row per device; shorter than the grid's where a device waits for ever.
+    """
+    ends: dict[Action, int] = {}
+    starts: list[list[int]] = [[] for _ in grid.rows]
+    free = [0] * len(grid.rows)
+    moved = True
+    while moved:
+        moved = False
+        for device, row in enumerate(grid.rows):
+            while len(starts[device]) < len(row):
+                action = row[len(starts[device])]
+                needed = [ends.get(need) for need in needs.get(action, ())]
+                ready = [end for end in needed if end is not None]
+                if len(ready) < len(needed):
+                    break
+                start = max([free[device], *ready])
+                starts[device].append(start)
+                free[device] = start + action.clock_steps
+                ends.setdefault(action, free[device])
+                moved = True
+    return tuple(map(tuple, starts))
+
+
+def rows_text(grid: Grid, marked: Iterable[tuple[int, int]] = ()) -> list[str]:
+    """The rows without clock steps, one line per device; cells at the marked (device, position) as `>1B0<`."""
+    bad = set(marked)
+    return [
+        " ".join([f"device {device}:", *(f">{a}<" if (device, n) in bad else str(a) for n, a in enumerate(row))])
+        for device, row in enumerate(grid.rows)
+    ]
+
+
+_ACTION = re.compile(rf"(\d+)([{''.join(CLOCK_STEPS)}])(\d+)")
+_ROW = re.compile(r"\s*device\s+(\d+)\s*:(.*)")
+
+
+def _cells(row: Sequence[Action], starts: Sequence[int]) -> list[str]:
+    cells: list[str] = []
+    for action, start in zip(row, starts, strict=True):
+        cells += [_BUBBLE] * (start - len(cells))
+        cells += [str(action), *[_CONTINUED] * (action.clock_steps - 1)]
+    return cells
+
+
+def _unreadable(faults: Sequence[str]) -> ScheduleError:
+    return ScheduleError(
+        "cannot read the schedule",
+        details=faults,
+        way_out="Write one line per device from 0 on, 'device 0: 0F0 0B0': stage, one of F B I W, micro-batch.",
+    )

@@ -1,0 +1,217 @@
+"""Cuts the resources and the batch: which devices each replica's stages get, and how many examples each micro-batch.
+
+Devices are handed out replica by replica, in the cluster's order, so that one replica stays close together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from whale_tf.annotate.cluster import Cluster, VirtualDevice
+from whale_tf.errors import BatchError, DeviceError, PlanError, ScopeError
+from whale_tf.annotate.subgroup import Opened
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user's scopes ask for.
+
+    Attributes:
+      replica: the replica scope, if there is one.
+      stages: the stage scopes in the order of the pipeline; empty if the step has none.
+    """
+
+    replica: Opened | None
+    stages: tuple[Opened, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The devices of every replica and stage.
+
+    Attributes:
+      shares: for each replica its part of the batch; they sum to 1.
+      stages: the stages' names; one without a name if the step has no stage.
+      places: for each replica, the device of each of its rows, as indices into `devices`.
+      devices: full names of all devices, those left idle last.
+      idle: how many are left idle.
+    """
+
+    shares: tuple[float, ...]
+    stages: tuple[str, ...]
+    places: tuple[tuple[int, ...], ...]
+    devices: tuple[str, ...]
+    idle: int = 0
+
+    @property
+    def replicas(self) -> int:
+        """How many replicas there are."""
+        return len(self.shares)
+
+    @property
+    def rows(self) -> int:
+        """Devices of one replica."""
+        return len(self.places[0])
+
+    def device_of(self, replica: int, stage: int) -> int:
+        """The device that runs a stage of a replica."""
+        return self.places[replica][stage % self.rows]
+
+
+def read_scopes(opened: Sequence[Opened]) -> Request:
+    """Sorts the scopes into one replica scope and a pipeline.
+
+    Raises:
+      ScopeError: scopes that this version cannot combine.
+    """
+    replicas = [scope for scope in opened if scope.kind == "replica"]
+    stages = [scope for scope in opened if scope.kind == "stage"]
+    if len({(scope.count, scope.shares) for scope in replicas}) > 1:
+        raise ScopeError(
+            "the step has replica scopes that differ",
+            scope=[str(scope) for scope in replicas],
+            way_out="Give all of them the same count and shares.",
+        )
+    keys = {scope.key for scope in stages}
+    inside = [scope for scope in replicas if scope.parent in keys]
+    if inside:
+        raise ScopeError(
+            "a stage cannot be replicated by itself",
+            scope=[str(scope) for scope in inside],
+            way_out="Put replica() around all the stages: every replica is then a pipeline of its own.",
+        )
+    if replicas and any(not scope.parent for scope in stages) and any(scope.parent for scope in stages):
+        raise ScopeError(
+            "some stages are inside replica() and some are not",
+            scope=[str(scope) for scope in stages if not scope.parent],
+            way_out="Put replica() around all of them.",
+        )
+    return Request(replicas[0] if replicas else None, tuple(_in_order(stages)))
+
+
+def lay_out(request: Request, cluster: Cluster, schedule: str) -> Layout:
+    """Binds replicas and stages to devices.
+
+    Raises:
+      DeviceError: the devices do not suffice, or do not divide.
+    """
+    total, stages = len(cluster), max(1, len(request.stages))
+    _refuse_wide_stages(request)
+    rows = _rows(request, stages, total, schedule)
+    count = _count(request, rows, total)
+    needed = count * rows
+    if needed > total:
+        scope = [str(scope) for scope in (request.replica, *request.stages) if scope is not None]
+        raise DeviceError(
+            f"the step asks for {needed} devices and there are {total}",
+            details=[f"{count} replica{'s' * (count > 1)} x {rows} device{'s' * (rows > 1)} each = {needed}"],
+            scope=scope[:4],
+            way_out=f"Call whale.init({needed}) first, or ask for fewer replicas or stages.",
+        )
+    places = _places(request, cluster, count, rows)
+    shares = request.replica.shares if request.replica is not None and request.replica.shares else (1.0,) * count
+    names = tuple(scope.name or str(index) for index, scope in enumerate(request.stages)) or ("",)
+    whole = sum(shares)
+    devices = tuple(device.name for device in cluster)
+    return Layout(tuple(s / whole for s in shares), names, places, devices, total - len({p for row in places for p in row}))
+
+
+def cut_batch(examples: int, shares: Sequence[float], micro_batches: int) -> tuple[tuple[int, ...], ...]:
+    """How many examples each micro-batch of each replica holds: as even as whole numbers allow, the larger ones first.
+
+    Raises:
+      BatchError: a micro-batch would be empty.
+    """
+    ends = [round(end * examples) for end in accumulate(shares)]
+    ends[-1] = examples
+    parts = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    if all(abs(share - shares[0]) < 1e-9 for share in shares):
+        parts = _even(examples, len(shares))
+    sizes = tuple(tuple(_even(part, micro_batches)) for part in parts)
+    if any(size < 1 for row in sizes for size in row):
+        replicas = len(shares)
+        raise BatchError(
+            f"a batch of {examples} is too small for {replicas} replica{'s' * (replicas > 1)} x {micro_batches} micro-batches",
+            details=[f"replica {r} gets {part} examples for {micro_batches} micro-batches" for r, part in enumerate(parts)],
+            way_out="Use a larger batch or fewer micro_batches: each micro-batch needs at least one example.",
+        )
+    return sizes
+
+
+def _even(total: int, parts: int) -> list[int]:
+    return [total // parts + (index < total % parts) for index in range(parts)]
+
+
+def _in_order(stages: Sequence[Opened]) -> list[Opened]:
+    numbered = [scope for scope in stages if scope.index is not None]
+    if numbered and len(numbered) != len(stages):
+        raise ScopeError(
+            "stages are both annotated and opened with `with`",
+            scope=[str(scope) for scope in stages],
+            way_out="Use annotate for all of them, or stage() for all of them.",
+        )
+    return sorted(stages, key=lambda scope: scope.index or 0) if numbered else list(stages)
+
+
+def _refuse_wide_stages(request: Request) -> None:
+    wide = [scope for scope in request.stages if scope.devices != 1 and isinstance(scope.devices, int)]
+    if wide:
+        raise PlanError(
+            f"stage(devices={wide[0].devices}) has nothing to cut over its devices",
+            details=["a stage runs on one device of each replica"],
+            scope=[str(scope) for scope in wide],
+            way_out="Use stage(), and replica() around the stages for more devices.",
+        )
+
+
+def _rows(request: Request, stages: int, total: int, schedule: str) -> int:
+    """Devices per replica: one per stage, fewer if stages share devices (interleaved)."""
+    virtual = [scope.devices for scope in request.stages if isinstance(scope.devices, VirtualDevice)]
+    if virtual:
+        return len({str(devices) for devices in virtual})
+    if schedule != "interleaved":
+        return stages
+    count = _asked(request) or 1
+    return max((rows for rows in range(1, stages + 1) if stages % rows == 0 and rows * count <= total), default=1)
+
+
+def _asked(request: Request) -> int | None:
+    return 1 if request.replica is None else request.replica.count
+
+
+def _count(request: Request, rows: int, total: int) -> int:
+    asked = _asked(request)
+    if asked is not None:
+        return asked
+    if total % rows:
+        raise DeviceError(
+            f"{total} devices cannot be divided into replicas of {rows}",
+            details=[f"{total} % {rows} = {total % rows}"],
+            scope=str(request.replica),
+            way_out=f"Give the number: replica({max(1, total // rows)}), or use a number of devices that {rows} divides.",
+        )
+    return total // rows
+
+
+def _places(request: Request, cluster: Cluster, count: int, rows: int) -> tuple[tuple[int, ...], ...]:
+    virtual = [scope.devices for scope in request.stages]
+    if not any(isinstance(devices, VirtualDevice) for devices in virtual):
+        return tuple(tuple(range(replica * rows, (replica + 1) * rows)) for replica in range(count))
+    indices = [devices.indices(cluster) if isinstance(devices, VirtualDevice) else () for devices in virtual]
+    wrong = [scope for scope, found in zip(request.stages, indices, strict=True) if len(found) != count]
+    if wrong:
+        raise DeviceError(
+            f"a stage's virtual device must name one device for each of the {count} replicas",
+            details=[f"{scope.label} has {len(found)}" for scope, found in zip(request.stages, indices, strict=True)],
+            scope=[str(scope) for scope in wrong],
+            way_out="Give every stage a VirtualDevice with as many devices as there are replicas.",
+        )
+    if any(found != indices[stage % rows] for stage, found in enumerate(indices)):
+        raise DeviceError(
+            "stages that share devices must take turns",
+            details=[f"{scope.label} is on {found}" for scope, found in zip(request.stages, indices, strict=True)],
+            way_out=f"Give stage j the devices of stage j % {rows}.",
+        )
+    return tuple(tuple(indices[row][replica] for row in range(rows)) for replica in range(count))

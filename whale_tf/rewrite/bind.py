@@ -1,0 +1,301 @@
+"""Binds the cut step to devices: every action of every device in the schedule's order, and the Send/Recv between them.
+
+What runs once per step (merging gradients, the update) becomes nodes of the main graph, on the device that the plan gave them; what
+runs per micro-batch becomes calls of stage functions. A value is sent to a device once, however often it is used there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from whale_tf.errors import InternalError
+from whale_tf.ir.graph import DType, Graph, Node, Ref, Shape, TensorType
+from whale_tf.plan.check_schedule import check_grid
+from whale_tf.plan.grid import Action
+from whale_tf.plan.plan import Plan
+from whale_tf.plan.roles import FREE, Roles, variable_of
+from whale_tf.rewrite.cut import Key, Source, StageFunction
+from whale_tf.rewrite.merge import Merging
+from whale_tf.rewrite.placed import HOST, Placed
+from whale_tf.rewrite.program import Program
+
+@dataclass
+class Binder:
+    """The main graph under construction.
+
+    Attributes:
+      graph: the step at the size of its largest micro-batch.
+      functions: stage functions by key, for each size of micro-batch.
+    """
+
+    graph: Graph
+    roles: Roles
+    plan: Plan
+    functions: Mapping[int, Mapping[Key, StageFunction]]
+    nodes: dict[str, Node] = field(default_factory=dict)
+    micro: dict[tuple[Ref, int, int], Placed] = field(default_factory=dict)
+    step: dict[Ref, Placed] = field(default_factory=dict)
+    copies: dict[tuple[Ref, int], Ref] = field(default_factory=dict)
+    state: dict[tuple[str, int], tuple[Ref, int]] = field(default_factory=dict)
+    sums: dict[tuple[str, int], list[Placed]] = field(default_factory=dict)
+    last_call: dict[int, str] = field(default_factory=dict)
+
+    def bind(self) -> Program:
+        """The whole program."""
+        self.merging = Merging(self)
+        for phase in range(self.roles.phases + self.roles.phases % 2):
+            if phase % 2 == 0:
+                self._actions(phase)
+            else:
+                for node in self.graph:
+                    if self.roles.phase[node.name] == phase:
+                        self.step_value(Ref(node.name))
+        outputs = [self.move(self._output(index, ref), HOST) for index, ref in enumerate(self.graph.outputs)]
+        effects = self._effects()
+        main = Graph.of(self.nodes.values(), outputs, effects)
+        names = {self.name_of(function.key, size): function for size, cut in self.functions.items() for function in cut.values()}
+        return Program(main, names, self.plan.layout.devices, self.plan.inline)
+
+    def name_of(self, key: Key, size: int) -> str:
+        """The name of a stage function for one size of micro-batch."""
+        return f"{key}/{size}" if len(self.functions) > 1 else str(key)
+
+    # Nodes
+
+    def add(self, name: str, op: str, inputs: Iterable[Ref], outputs: Iterable[TensorType], device: int, **attrs: Any) -> Ref:
+        """One node of the main graph."""
+        unique, count = name, 1
+        while unique in self.nodes:
+            unique, count = f"{name}_{count}", count + 1
+        self.nodes[unique] = Node(unique, op, tuple(inputs), attrs=attrs, outputs=tuple(outputs), device=device)
+        return Ref(unique)
+
+    def type_of(self, ref: Ref) -> TensorType:
+        """The type of a tensor of the main graph."""
+        return self.nodes[ref.node].outputs[ref.index]
+
+    def move(self, value: Placed, device: int) -> Ref:
+        """The value on a device: sent there if it is elsewhere, the first time."""
+        if value.device == device:
+            return value.ref
+        known = self.copies.get((value.ref, device))
+        if known is not None:
+            return known
+        kind = self.type_of(value.ref)
+        name = f"{value.ref}/to{device}".replace(":", "/")
+        send = self.add(f"{name}/send", "Send", [value.ref], [], value.device, key=name.encode(), to=device, T=kind.dtype)
+        received = self.add(name, "Recv", [], [kind], device, key=name.encode(), source=value.device, T=kind.dtype)
+        self.copies[value.ref, device] = received
+        self.nodes[received.node] = self.nodes[received.node].with_(twin=send.node)
+        return received
+
+    # Actions
+
+    def _actions(self, phase: int) -> None:
+        """The calls of one phase, replica by replica within a clock step, so that what an action takes was added before."""
+        keys = {key for cut in self.functions.values() for key in cut if key.phase == phase}
+        if not keys:
+            return
+        grid = self.plan.grid if any(key.kind != "F" for key in keys) else self.plan.forward_grid
+        start = check_grid(grid).start
+        for action in sorted(start, key=lambda action: (start[action], action.stage)):
+            for replica in range(self.plan.layout.replicas):
+                self._call(phase, action, replica)
+
+    def _call(self, phase: int, action: Action, replica: int) -> None:
+        i, key = action.micro_batch, Key(phase, action.stage, action.kind)
+        size = self.plan.sizes[replica][i]
+        function = self.functions[size].get(key)
+        if function is None:
+            return
+        device = self.plan.layout.device_of(replica, action.stage)
+        inputs = [self._argument(source, function, replica, i, device) for source in function.arguments]
+        kinds = [function.graph.type_of(ref) for ref in function.graph.outputs]
+        name = f"r{replica}/{action}" + (f"p{phase}" if phase else "")
+        attrs = {"function": self.name_of(key, size).encode(), "action": str(action).encode(), "replica": replica, "phase": phase}
+        call = self.add(name, "Call", inputs, kinds, device, **attrs).node
+        if not self.plan.inline and device in self.last_call:
+            self.nodes[call] = self.nodes[call].with_(control=(self.last_call[device],))
+        self.last_call[device] = call
+        for index, ref in enumerate(function.results):
+            self.micro[ref, replica, i] = Placed(Ref(call, index), device)
+            if self.graph[ref.node].op == "Write":
+                self.state[variable_of(self.graph[ref.node]), replica] = (ref, i)
+        for index, marker in enumerate(function.sums, len(function.results)):
+            given = self.sums.setdefault((marker, replica), [])
+            if self.plan.micro_batches > 1 and self.graph[marker].attrs["part"] == b"dense":
+                given.clear()
+            given.append(Placed(Ref(call, index), device))
+
+    def _argument(self, source: Source, function: StageFunction, replica: int, i: int, device: int) -> Ref:
+        if source.kind == "step":
+            return self.step_on(source.ref, device)
+        if source.kind == "micro":
+            return self.move(self.micro[source.ref, replica, i], device)
+        if source.kind == "slice":
+            return self.move(self.slice(source.ref, replica, i), device)
+        if source.kind == "state":
+            if (source.name, replica) not in self.state:
+                return self.step_on(self.variable(source.name), device)
+            ref, last = self.state[source.name, replica]
+            return self.move(self.micro[ref, replica, last], device)
+        if source.kind == "sum":
+            before = self.sums.get((source.name, replica))
+            return self.move(before[0], device) if before else self._zero(self.graph[source.name].outputs[0].dtype, device)
+        if source.kind == "weight":
+            return self.constant(self.plan.weight(replica, i), DType("float32"), device)
+        if source.kind == "draw":
+            return self.constant(replica * self.plan.micro_batches + i, DType("int32"), device)
+        if source.kind == "seed":
+            return self.move(self._seed(source.name), device)
+        raise InternalError(f"'{function.key}' takes an argument of unknown kind '{source.kind}'", way_out="Extend bind.Binder._argument.")
+
+    def variable(self, name: str) -> Ref:
+        """The node of a variable's first value."""
+        return next(Ref(node.name) for node in self.graph if node.op == "Variable" and variable_of(node) == name)
+
+    def constant(self, value: float | int | Sequence[int], dtype: DType, device: int) -> Ref:
+        """A Const on a device."""
+        shape = Shape((len(value),)) if isinstance(value, tuple) else Shape()
+        key = (Ref(f"constant/{dtype}/{value}"), device)
+        if key not in self.copies:
+            kind = TensorType(dtype, shape)
+            self.copies[key] = self.add("constant", "Const", [], [kind], device, dtype=dtype, value=value)
+        return self.copies[key]
+
+    def _zero(self, dtype: DType, device: int) -> Ref:
+        return self.constant(0.0, dtype, device)
+
+    def _seed(self, name: str) -> Placed:
+        """Two numbers drawn once per step for a stateful random op, from the seed it was made with."""
+        key = Ref(f"seed/{name}")
+        if key not in self.step:
+            bounds = [self.constant(low, DType("int32"), HOST) for low in (0, 2**31 - 1)]
+            like = self.graph[name].attrs
+            attrs = {"seed": like["seed"], "seed2": like["seed2"], "T": DType("int32"), "Tout": DType("int32")}
+            kind = TensorType(DType("int32"), Shape((2,)))
+            two = self.constant((2,), DType("int32"), HOST)
+            self.step[key] = Placed(self.add(f"{name}/seed", "RandomUniformInt", [two, *bounds], [kind], HOST, **attrs), HOST)
+        return self.step[key]
+
+    def slice(self, ref: Ref, replica: int, i: int) -> Placed:
+        """A micro-batch's part of an input, cut on the host."""
+        known = self.micro.get((ref, replica, i))
+        if known is not None:
+            return known
+        whole = self.step_on(ref, HOST)
+        kind = self.graph.type_of(ref)
+        if self.plan.parts == 1:
+            placed = Placed(whole, HOST)
+        else:
+            rank = len(kind.shape)
+            begin = self.constant((self.plan.offset(replica, i), *(0,) * (rank - 1)), DType("int32"), HOST)
+            size = self.constant((self.plan.sizes[replica][i], *(-1,) * (rank - 1)), DType("int32"), HOST)
+            attrs = {"T": kind.dtype, "Index": DType("int32")}
+            placed = Placed(self.add(f"{ref}/r{replica}/{i}", "Slice", [whole, begin, size], [kind], HOST, **attrs), HOST)
+        self.micro[ref, replica, i] = placed
+        return placed
+
+    # Values of the step
+
+    def step_on(self, ref: Ref, device: int) -> Ref:
+        """A value of the step on a device; what depends on no example is computed there anew."""
+        node = self.graph[ref.node]
+        pure = self.roles.phase[ref.node] == FREE and not node.stateful and node.op not in BOUNDARY and node.op != "Gradient"
+        if not pure or node.name in self.plan.device_of:
+            return self.move(self.step_value(ref), device)
+        stack = [ref.node]
+        while stack:
+            here = self.graph[stack[-1]]
+            if (Ref(here.name), device) in self.copies:
+                stack.pop()
+                continue
+            missing = [r.node for r in here.inputs if self._copied(r) and (Ref(r.node), device) not in self.copies]
+            if missing:
+                stack.extend(missing)
+                continue
+            inputs = [self.copies[Ref(r.node), device]._replace(index=r.index) if self._copied(r) else self.step_on(r, device) for r in here.inputs]
+            made = self.add(here.name, here.op, inputs, here.outputs, device, **here.attrs)
+            self.copies[Ref(here.name), device] = made
+            stack.pop()
+        return self.copies[Ref(ref.node), device]._replace(index=ref.index)
+
+    def _copied(self, ref: Ref) -> bool:
+        node = self.graph[ref.node]
+        pure = self.roles.phase[ref.node] == FREE and not node.stateful and node.op not in BOUNDARY and node.op != "Gradient"
+        return pure and node.name not in self.plan.device_of
+
+    def step_value(self, ref: Ref) -> Placed:
+        """A value of the step where the plan computes it."""
+        first = Ref(ref.node)
+        if first not in self.step:
+            self.step[first] = self._make(self.graph[ref.node])
+        made = self.step[first]
+        return Placed(made.ref._replace(index=made.ref.index + ref.index), made.device)
+
+    def _make(self, node: Node) -> Placed:
+        home = self.plan.home_of.get(variable_of(node), HOST) if node.op in ("Variable", "Write") else HOST
+        if node.op == "Input":
+            return Placed(self.add(node.name, "Take", [], node.outputs, HOST, **node.attrs), HOST)
+        if node.op == "Variable":
+            return Placed(self.add(f"{node.name}/read", "Read", [], node.outputs, home, **node.attrs), home)
+        if node.op in ("Captured", "Handle"):
+            return Placed(self.add(node.name, "Outside", [], node.outputs, HOST, **node.attrs), HOST)
+        if node.name in self.roles.markers:
+            return self.merging.gradient(node)
+        if self.roles.per_micro_batch(node.name):
+            return self.merging.value(Ref(node.name))
+        device = self.plan.device_of.get(node.name, HOST)
+        inputs = [self._step_input(ref, device) for ref in node.inputs]
+        if node.op in ("Write", "Gradient"):
+            return Placed(inputs[0], device)
+        made = self.add(node.name, node.op, inputs, node.outputs, device, **node.attrs)
+        self.nodes[made.node] = self.nodes[made.node].with_(stateful=node.stateful)
+        return Placed(made, device)
+
+    def _step_input(self, ref: Ref, device: int) -> Ref:
+        if self.roles.per_micro_batch(ref.node):
+            return self.move(self.merging.value(ref), device)
+        return self.step_on(ref, device)
+
+    def _output(self, index: int, ref: Ref) -> Placed:
+        if self.roles.per_micro_batch(ref.node) or (self.graph[ref.node].op == "Input" and self.graph[ref.node].attrs["batch"]):
+            return self.merging.value(ref)
+        return Placed(self.step_on(ref, HOST), HOST)
+
+    def _effects(self) -> list[str]:
+        """Assignments, each after its variable was read and, where stages may fail apart, after all calls are done."""
+        effects = []
+        for name in self.graph.effects:
+            node = self.graph[name]
+            if node.op != "Write":
+                if not self.roles.per_micro_batch(name):
+                    effects.append(self.step_value(Ref(name)).ref.node)
+                continue
+            variable, home = variable_of(node), self.plan.home_of.get(variable_of(node), HOST)
+            value = self._final(node, home)
+            kind = self.type_of(value)
+            control = tuple(n.name for n in self.nodes.values() if n.op == "Read" and variable_of(n) == variable)
+            assign = self.add(f"{variable}/assign", "Assign", [value], [], home, variable=variable.encode(), dtype=kind.dtype)
+            self.nodes[assign.node] = self.nodes[assign.node].with_(control=control)
+            effects.append(assign.node)
+        if self.plan.inline:
+            return effects
+        calls = tuple(self.last_call.values())
+        done = self.add("calls_done", "NoOp", [], [], HOST)
+        self.nodes[done.node] = self.nodes[done.node].with_(control=calls)
+        order = [n for n in self.nodes if n not in effects]
+        assigns = [n for n in effects if self.nodes[n].op == "Assign"]
+        moved = {n: self.nodes[n].with_(control=(*self.nodes[n].control, done.node)) for n in assigns}
+        self.nodes = {n: self.nodes[n] for n in order} | {n: moved.get(n, self.nodes[n]) for n in effects}
+        return effects
+
+    def _final(self, node: Node, device: int) -> Ref:
+        if self.roles.per_micro_batch(node.name):
+            return self.move(self.merging.value(Ref(node.name)), device)
+        return self.step_on(Ref(node.name), device)
+
+
+BOUNDARY = frozenset({"Input", "Variable", "Captured", "Handle", "Write"})

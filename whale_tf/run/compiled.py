@@ -1,0 +1,92 @@
+"""A step that is ready to run: FunctionDefs registered with TensorFlow, and the arguments they take."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.eager import context  # private; tried with 2.21
+
+from whale_tf.errors import Line
+from whale_tf.ir.graph import Graph
+from whale_tf.plan.plan import Plan
+from whale_tf.rewrite.program import Program
+from whale_tf.run.failure import run_error
+from whale_tf.run.lower import Lowered, lower
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What `parallelize` hands over.
+
+    Attributes:
+      plan: the decisions.
+      program: what runs.
+      calls: functions of whale_tf that stage functions call.
+      library: FunctionDefs of the user's control flow.
+      variables: the user's variables by name.
+      outside: tensors from outside the step, by index.
+      result: from the flat outputs to what the step returns.
+      line_of: the user's line of an operation.
+    """
+
+    plan: Plan
+    program: Program
+    calls: Mapping[str, Graph]
+    library: Mapping[str, Any]
+    variables: Mapping[str, Any]
+    outside: Sequence[Any]
+    result: Callable[[Sequence[tf.Tensor]], Any]
+    line_of: Callable[[str], Line]
+
+
+class Compiled:
+    """One plan of a step, for one signature."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.plan = parts.plan
+        self.program = parts.program
+        self._lowered = self._register(parts.program)
+
+    def __call__(self, tensors: Sequence[tf.Tensor]) -> Any:
+        """Runs the step on the global batch; the variables have their new values when it returns."""
+        return self.parts.result(self._run(self._lowered, tensors))
+
+    def _run(self, lowered: Lowered, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        inputs = [tensors[index] for index in lowered.arguments]
+        inputs += [self.parts.outside[index] for index in lowered.outside]
+        inputs += [self.parts.variables[name].handle for name in lowered.variables]
+        name = lowered.main.signature.name.encode()
+        try:
+            outputs = context.context().call_function(name, inputs, len(lowered.main.signature.output_arg))
+        except tf.errors.OpError as error:
+            raise run_error(error, self.parts) from error
+        return [] if outputs is None else list(outputs)
+
+    def _register(self, program: Program) -> Lowered:
+        """Lowers a program and makes its functions known to TensorFlow until this object goes."""
+        lowered = lower(program, self.parts.calls, f"whale_{next(_numbers)}")
+        here = context.context()
+        for function in self.parts.library.values():
+            if not here.has_function(function.signature.name):
+                here.add_function_def(function)
+        names = []
+        for function in (*lowered.functions, lowered.main):
+            here.add_function_def(function)
+            names.append(function.signature.name)
+        weakref.finalize(self, _remove, names)
+        return lowered
+
+
+def _remove(names: Sequence[str]) -> None:
+    here = context.context()
+    for name in names:
+        if here.has_function(name):
+            here.remove_function(name)

@@ -1,0 +1,302 @@
+"""Program → TensorFlow FunctionDefs: one for the main graph, one for each stage function."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.core.framework import attr_value_pb2, function_pb2, node_def_pb2
+from tensorflow.python.framework import op_def_registry  # private; tried with 2.21
+
+from whale_tf.ir.graph import DType, Function, Graph, Node, Opaque, Ref, Shape, TensorType
+from whale_tf.rewrite.program import Program
+
+HOST = "/job:localhost/replica:0/task:0/device:CPU:0"
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """FunctionDefs ready to be registered.
+
+    Attributes:
+      main: takes the step's arguments, the tensors from outside, then the variables' handles.
+      functions: what it calls, callees first.
+      arguments: the indices of the step's arguments that main takes.
+      outside: the same for tensors from outside.
+      variables: the names of the variables whose handles it takes.
+    """
+
+    main: function_pb2.FunctionDef
+    functions: tuple[function_pb2.FunctionDef, ...]
+    arguments: tuple[int, ...]
+    outside: tuple[int, ...]
+    variables: tuple[str, ...]
+
+
+def lower(program: Program, calls: Mapping[str, Graph], prefix: str) -> Lowered:
+    """Lowers a program.
+
+    Args:
+      calls: functions that stage functions call, by the name they use.
+      prefix: makes the functions' names unique in the process.
+    """
+    renamed = {name: f"{prefix}_{name}" for name in calls}
+    bodies = [_function(renamed[name], graph, renamed, inline=False) for name, graph in calls.items()]
+    for name, function in program.functions.items():
+        bodies.append(_function(_named(prefix, name), function.graph, renamed, inline=program.inline))
+    return _Main(program, prefix, renamed).lower(bodies)
+
+
+def _named(prefix: str, name: str) -> str:
+    return f"{prefix}_{name.replace('/', '_')}"
+
+
+def _function(name: str, graph: Graph, renamed: Mapping[str, str], *, inline: bool) -> function_pb2.FunctionDef:
+    """A function whose Argument nodes, by index, are its arguments."""
+    arguments = sorted((node for node in graph if node.op == "Argument"), key=lambda node: node.attrs["index"])
+    writer = _Writer(name, renamed)
+    for position, node in enumerate(arguments):
+        writer.argument(Ref(node.name), node.outputs[0], f"a{position}")
+    handles = {node.name for node in arguments if node.outputs[0].dtype == "resource"}
+    for node in graph:
+        if node.op != "Argument":
+            host = any(ref.node in handles for ref in node.inputs)
+            writer.node(node, HOST if host else "")
+    return writer.finish(graph, inline=inline)
+
+
+class _Writer:
+    """One FunctionDef under construction."""
+
+    def __init__(self, name: str, renamed: Mapping[str, str]) -> None:
+        self.proto = function_pb2.FunctionDef()
+        self.proto.signature.name = name
+        self.proto.signature.is_stateful = True
+        self.renamed = renamed
+        self.arguments: dict[str, str] = {}
+        self.ops: dict[str, Node] = {}
+        self.aliases: dict[str, Ref] = {}
+
+    def argument(self, ref: Ref, kind: TensorType, name: str) -> None:
+        """Adds an argument that stands for a tensor."""
+        self.proto.signature.input_arg.add(name=name, type=_enum(kind.dtype))
+        self.arguments[ref.node] = name
+
+    def node(self, node: Node, device: str, *, op: str = "", attrs: Mapping[str, Any] | None = None, extra: Sequence[str] = ()) -> Any:
+        """Adds a NodeDef; `extra` inputs come first. A Write or Gradient is only another name for what it takes."""
+        if node.op in ("Write", "Gradient"):
+            self.aliases[node.name] = node.inputs[0]
+            return None
+        kind = op or node.op
+        proto = self.proto.node_def.add(name=node.name, op=kind, device=device)
+        proto.input.extend(extra)
+        proto.input.extend(self.name_of(ref) for ref in node.inputs)
+        proto.input.extend(f"^{name}" for name in dict.fromkeys(node.control))
+        _set_attrs(proto, kind, dict(node.attrs if attrs is None else attrs), self.renamed)
+        self.ops[node.name] = node if not op else node.with_(op=op, attrs=attrs or {})
+        return proto
+
+    def name_of(self, ref: Ref) -> str:
+        """A tensor as FunctionDefs name it."""
+        while ref.node in self.aliases:
+            ref = self.aliases[ref.node]
+        if ref.node in self.arguments:
+            return self.arguments[ref.node]
+        return f"{ref.node}:{output_name(self.ops[ref.node], ref.index)}"
+
+    def finish(self, graph: Graph, *, inline: bool) -> function_pb2.FunctionDef:
+        """Adds results and effects."""
+        for index, ref in enumerate(graph.outputs):
+            self.proto.signature.output_arg.add(name=f"r{index}", type=_enum(graph.type_of(ref).dtype))
+            self.proto.ret[f"r{index}"] = self.name_of(ref)
+        for name in graph.effects:
+            self.control(name)
+        if not inline:
+            self.proto.attr["_noinline"].b = True
+        return self.proto
+
+    def control(self, name: str) -> None:
+        """Makes a node run even if nothing takes what it gives."""
+        self.proto.signature.control_output.append(f"c{len(self.proto.control_ret)}")
+        self.proto.control_ret[f"c{len(self.proto.control_ret)}"] = name
+
+
+class _Main:
+    """The lowering of a program's main graph."""
+
+    def __init__(self, program: Program, prefix: str, renamed: Mapping[str, str]) -> None:
+        self.program = program
+        self.prefix = prefix
+        self.writer = _Writer(f"{prefix}_main", renamed)
+
+    def lower(self, bodies: list[function_pb2.FunctionDef]) -> Lowered:
+        main, writer = self.program.main, self.writer
+        taken = [node for node in main if node.op == "Take"]
+        outside = [node for node in main if node.op == "Outside"]
+        variables = list(dict.fromkeys(node.attrs["variable"].decode() for node in main if node.op in ("Read", "Assign")))
+        for position, node in enumerate([*taken, *outside]):
+            writer.argument(Ref(node.name), node.outputs[0], f"a{position}")
+        handle = TensorType(DType("resource"), Shape())
+        self.handles = {name: f"v{position}" for position, name in enumerate(variables)}
+        for name, argument in self.handles.items():
+            writer.argument(Ref(f"handle of {name}"), handle, argument)
+        for node in main:
+            if node.op not in ("Take", "Outside"):
+                self._node(node)
+        proto = writer.finish(main, inline=True)
+        for node in main:
+            if node.op == "Send":
+                writer.control(node.name)
+        indices = [tuple(node.attrs["index"] for node in nodes) for nodes in (taken, outside)]
+        return Lowered(proto, tuple(bodies), indices[0], indices[1], tuple(variables))
+
+    def _node(self, node: Node) -> None:
+        device = self.program.devices[node.device]
+        if node.op == "Call":
+            function = Function(_named(self.prefix, node.attrs["function"].decode()))
+            kinds = [self.program.main.type_of(ref).dtype for ref in node.inputs]
+            attrs = {"Tin": tuple(kinds), "Tout": tuple(kind.dtype for kind in node.outputs), "f": function}
+            self.writer.node(node, device, op="StatefulPartitionedCall", attrs=attrs)
+        elif node.op in ("Send", "Recv"):
+            self._transfer(node, device)
+        elif node.op == "Read":
+            attrs = {"dtype": node.outputs[0].dtype}
+            self.writer.node(node, device, op="ReadVariableOp", attrs=attrs, extra=[self._handle(node)])
+        elif node.op == "Assign":
+            attrs = {"dtype": node.attrs["dtype"]}
+            self.writer.node(node, device, op="AssignVariableOp", attrs=attrs, extra=[self._handle(node)])
+        else:
+            self.writer.node(node, device)
+
+    def _handle(self, node: Node) -> str:
+        return self.handles[node.attrs["variable"].decode()]
+
+    def _transfer(self, node: Node, device: str) -> None:
+        other = self.program.devices[node.attrs["to" if node.op == "Send" else "source"]]
+        ends = (device, other) if node.op == "Send" else (other, device)
+        attrs = {
+            "T" if node.op == "Send" else "tensor_type": node.attrs["T"],
+            "tensor_name": node.attrs["key"],
+            "send_device": ends[0].encode(),
+            "recv_device": ends[1].encode(),
+            "send_device_incarnation": 1,
+            "client_terminated": False,
+        }
+        self.writer.node(node, device, op=f"_{node.op}", attrs=attrs)
+
+
+def output_name(node: Node, index: int) -> str:
+    """`name:position` of an output, as the op's definition names it."""
+    start = 0
+    for name, length in _outputs_of(node):
+        if index < start + length:
+            return f"{name}:{index - start}"
+        start += length
+    raise IndexError(f"'{node.name}' ({node.op}) has no output {index}")
+
+
+def _outputs_of(node: Node) -> Iterable[tuple[str, int]]:
+    for name, number_attr, list_attr in _output_args(node.op):
+        if list_attr:
+            yield name, len(node.attrs[list_attr])
+        else:
+            yield name, node.attrs[number_attr] if number_attr else 1
+
+
+@functools.cache
+def _output_args(op: str) -> tuple[tuple[str, str, str], ...]:
+    return tuple((arg.name, arg.number_attr, arg.type_list_attr) for arg in op_def_registry.get(op).output_arg)
+
+
+@functools.cache
+def _attr_types(op: str) -> dict[str, str]:
+    definition = op_def_registry.get(op)
+    return {attr.name: attr.type for attr in definition.attr}
+
+
+@functools.cache
+def _defaults(op: str) -> dict[str, attr_value_pb2.AttrValue]:
+    definition = op_def_registry.get(op)
+    return {attr.name: attr.default_value for attr in definition.attr if attr.HasField("default_value")}
+
+
+def _set_attrs(proto: node_def_pb2.NodeDef, op: str, attrs: dict[str, Any], renamed: Mapping[str, str]) -> None:
+    types = _attr_types(op)
+    for name, default in _defaults(op).items():
+        if name not in attrs:
+            proto.attr[name].CopyFrom(default)
+    for name, value in attrs.items():
+        if name in types or name.startswith("_"):
+            _set_attr(proto.attr[name], value, types.get(name, ""), attrs, renamed)
+
+
+def _set_attr(attr: attr_value_pb2.AttrValue, value: Any, kind: str, attrs: Mapping[str, Any], renamed: Mapping[str, str]) -> None:
+    if isinstance(value, Opaque):
+        attr.ParseFromString(value)
+    elif kind == "tensor":
+        attr.tensor.CopyFrom(tf.make_tensor_proto(value, _type(attrs["dtype"])))
+    elif isinstance(value, Function):
+        _set_function(attr.func, value, renamed)
+    elif isinstance(value, DType):
+        attr.type = _enum(value)
+    elif isinstance(value, Shape):
+        _set_shape(attr.shape, value)
+    elif isinstance(value, tuple):
+        _set_list(attr.list, value, renamed)
+    elif isinstance(value, bool):
+        attr.b = value
+    elif isinstance(value, int) and kind != "float":
+        attr.i = value
+    elif isinstance(value, (float, int)):
+        attr.f = value
+    else:
+        attr.s = value
+
+
+def _set_list(proto: attr_value_pb2.AttrValue.ListValue, values: tuple[Any, ...], renamed: Mapping[str, str]) -> None:
+    proto.SetInParent()
+    for value in values:
+        if isinstance(value, Opaque):
+            proto.tensor.add().CopyFrom(attr_value_pb2.AttrValue.FromString(value).tensor)
+        elif isinstance(value, Function):
+            _set_function(proto.func.add(), value, renamed)
+        elif isinstance(value, DType):
+            proto.type.append(_enum(value))
+        elif isinstance(value, Shape):
+            _set_shape(proto.shape.add(), value)
+        elif isinstance(value, bool):
+            proto.b.append(value)
+        elif isinstance(value, int):
+            proto.i.append(value)
+        elif isinstance(value, float):
+            proto.f.append(value)
+        else:
+            proto.s.append(value)
+
+
+def _set_function(proto: attr_value_pb2.NameAttrList, value: Function, renamed: Mapping[str, str]) -> None:
+    proto.name = renamed.get(value.name, value.name)
+    for name, attr in value.attrs:
+        _set_attr(proto.attr[name], attr, "", {}, renamed)
+
+
+def _set_shape(proto: Any, shape: Shape) -> None:
+    if shape == Shape.unknown:
+        proto.unknown_rank = True
+    else:
+        proto.SetInParent()
+        for size in shape:
+            proto.dim.add(size=size)
+
+
+@functools.cache
+def _type(dtype: str) -> tf.DType:
+    return tf.dtypes.as_dtype(str(dtype))
+
+
+@functools.cache
+def _enum(dtype: str) -> int:
+    return int(_type(dtype).as_datatype_enum)

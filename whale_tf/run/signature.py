@@ -1,0 +1,135 @@
+"""The arguments of a call: which are tensors, which of these carry the batch, and what makes two calls alike."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.util import nest  # private; tried with 2.21
+
+from whale_tf.errors import BatchError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The arguments of one call, taken apart.
+
+    Attributes:
+      tensors: the tensors, flat, in order.
+      names: for each tensor the argument it belongs to, as `x` or `inputs['mask']`.
+      batch: for each tensor whether its dim 0 is the batch.
+      examples: the global batch; 0 if no tensor carries it.
+      key: equal for calls that one trace serves.
+      structure: the arguments with each tensor replaced by its position.
+    """
+
+    tensors: tuple[tf.Tensor, ...]
+    names: tuple[str, ...]
+    batch: tuple[bool, ...]
+    examples: int
+    key: Hashable
+    structure: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def rebuilt(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """(args, kwargs) with other tensors in the places of these."""
+        args, kwargs = tf.nest.map_structure(
+            lambda leaf: tensors[leaf.index] if isinstance(leaf, _Slot) else leaf.value, self.structure
+        )
+        return tuple(args), kwargs
+
+    def specs(self, examples: int) -> list[tf.TensorSpec]:
+        """The tensors' shapes and types, for a batch of another size."""
+        return [
+            tf.TensorSpec([examples, *tensor.shape[1:]] if batch else tensor.shape, tensor.dtype)
+            for tensor, batch in zip(self.tensors, self.batch, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """The place of a tensor."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class _Constant:
+    """The place of a Python value."""
+
+    value: Any
+
+
+def take_apart(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], whole: Sequence[str]) -> Arguments:
+    """Sorts the arguments of a call.
+
+    Args:
+      whole: names of arguments whose tensors are not cut, though their dim 0 might look like a batch.
+    Raises:
+      BatchError: tensors that are not `whole` differ in dim 0.
+      TypeError: the arguments do not fit the function, as Python says.
+    """
+    bound = inspect.signature(function).bind(*args, **kwargs)
+    bound.apply_defaults()
+    tensors: list[tf.Tensor] = []
+    names: list[str] = []
+    key: list[Hashable] = []
+
+    def take(path: Sequence[Any], leaf: Any) -> Any:
+        if not is_tensor(leaf):
+            key.append(_hashable(leaf))
+            return _Constant(leaf)
+        tensors.append(tf.convert_to_tensor(leaf))
+        names.append(_written(path))
+        return _Slot(len(tensors) - 1)
+
+    structure = {}
+    for name, value in bound.arguments.items():
+        leaves = tf.nest.flatten(value)
+        paths = _paths(value, name) if leaves else []
+        taken = [take(path, leaf) for path, leaf in zip(paths, leaves, strict=True)]
+        structure[name] = tf.nest.pack_sequence_as(value, taken)
+    batch = tuple(tensor.shape.rank != 0 and name.split("[")[0].split(".")[0] not in whole for tensor, name in zip(tensors, names, strict=True))
+    examples = _common_size(tensors, names, batch)
+    layout = tuple((tensor.dtype, tuple(tensor.shape)) for tensor in tensors)
+    shape_key = (tuple(names), layout, tuple(key), repr(tf.nest.map_structure(type, structure)))
+    bound.arguments.update(structure)
+    return Arguments(tuple(tensors), tuple(names), batch, examples, shape_key, (bound.args, bound.kwargs))
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether a leaf is data: a tensor or an array. Python numbers and strings are constants, as in tf.function."""
+    return isinstance(value, (tf.Tensor, np.ndarray, np.generic)) and not isinstance(value, tf.Variable)
+
+
+def _paths(value: Any, name: str) -> list[list[Any]]:
+    if not nest.is_nested(value):
+        return [[name]]
+    return [[name, *path] for path, _ in nest.flatten_with_tuple_paths(value)]
+
+
+def _written(path: Sequence[Any]) -> str:
+    return str(path[0]) + "".join(f"[{part!r}]" for part in path[1:])
+
+
+def _hashable(value: Any) -> Hashable:
+    try:
+        hash(value)
+    except TypeError:
+        return ("id", id(value))
+    return (type(value), value)
+
+
+def _common_size(tensors: Sequence[tf.Tensor], names: Sequence[str], batch: Sequence[bool]) -> int:
+    sizes = {name: int(tensor.shape[0]) for tensor, name, cut in zip(tensors, names, batch, strict=True) if cut}
+    if len(set(sizes.values())) > 1:
+        raise BatchError(
+            "the inputs have different batch sizes",
+            details=[f"{name} has dim 0 = {size}" for name, size in sizes.items()],
+            way_out="Give all of them the same number of examples, or name what is not a batch: "
+            f'whale.function(whole=("{min(sizes, key=lambda name: sizes[name]).split("[")[0]}",)).',
+        )
+    return next(iter(sizes.values()), 0)
