@@ -2,9 +2,9 @@
 
     python examples/train_gpt.py
 
-Four devices: two replicas of a pipeline of two stages, each replica's part of a batch in four micro-batches. The training
-step is the one-device step with two `with` lines in it. It prints the plan and the schedule, trains, writes some Python,
-saves the timeline of a step for Perfetto, and compares a step with the same step on one device.
+Four devices: two replicas of a pipeline of two stages, each replica's part of a batch in four micro-batches. The
+training step is the one-device step with two `with` lines in it. It prints the plan and the schedule, trains, writes
+some Python, saves the timeline of a step for Perfetto, and compares a step with the same step on one device.
 """
 
 from __future__ import annotations
@@ -86,11 +86,12 @@ class Embed(layers.Layer):
 
     def __init__(self, sequence: int, width: int) -> None:
         super().__init__()
-        self.bytes = layers.Embedding(BYTES, width, keras.initializers.RandomNormal(stddev=0.5))
-        self.positions = layers.Embedding(sequence, width, keras.initializers.RandomNormal(stddev=0.5))
+        normal = keras.initializers.RandomNormal(stddev=0.5)
+        self.bytes = layers.Embedding(BYTES, width, normal)
+        self.positions = self.add_weight((sequence, width), normal.clone(), name="positions")
 
     def call(self, tokens: tf.Tensor) -> tf.Tensor:
-        return self.bytes(tokens) + self.positions(tf.range(tokens.shape[1]))
+        return self.bytes(tokens) + self.positions
 
 
 def block(sequence: int, width: int) -> keras.Model:
@@ -121,7 +122,7 @@ def model_in_parts(options: argparse.Namespace) -> list[keras.Model]:
 
 
 class TriangleRate(keras.optimizers.schedules.LearningRateSchedule):
-    """A learning rate that warms up to `peak`, then falls to a hundredth of it by the last step, both in straight lines."""
+    """A learning rate that rises to `peak` in a straight line, then falls to a hundredth of it by the last step."""
 
     def __init__(self, peak: float, steps: int) -> None:
         self.peak, self.steps = peak, steps
@@ -202,7 +203,7 @@ def read_options() -> argparse.Namespace:
         description="Trains a small GPT on Python's standard library, over replicas and pipeline stages.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--steps", type=int, default=300, help="training steps")
+    parser.add_argument("--steps", type=int, default=400, help="training steps")
     parser.add_argument("--batch", type=int, default=64, help="examples in a global batch")
     parser.add_argument("--sequence", type=int, default=64, help="bytes in an example")
     parser.add_argument("--width", type=int, default=128, help="size of a byte's vector")

@@ -1,17 +1,55 @@
-"""whale_tf: one training step, written for one device, over all devices there are."""
+"""whale_tf: a training step written for one device, run over all there are.
+
+    annotate/   what the user says: devices, replica() and stage(), annotate()
+    capture/    what the program is: the traced step as one flat graph of values
+    ir/         the program in memory
+    plan/       what to do: roles, stages, owners, schedule; one frozen Plan
+    rewrite/    how: stage functions, and the main graph that calls them on every device
+    run/        execution: FunctionDefs, the Step, its timeline and its proof
+
+The folders in this order are the data flow; `parallelize` is the compiler that goes through them.
+"""
 
 from whale_tf.annotate.cluster import Cluster, Device, Link, VirtualDevice
 from whale_tf.annotate.devices import init
 from whale_tf.annotate.models import annotate
 from whale_tf.annotate.scopes import replica, stage
 from whale_tf.errors import (
-    BatchError, CaptureError, DeviceError, InternalError, PlanError, RunError, ScheduleError, ScopeError, VariableError, WhaleError,
+    BatchError,
+    CaptureError,
+    DeviceError,
+    InternalError,
+    PlanError,
+    RunError,
+    ScheduleError,
+    ScopeError,
+    VariableError,
+    WhaleError,
 )
-from whale_tf.parallelize import compile_step
-from whale_tf.run.step import Options, Step
+from whale_tf.parallelize import function
+from whale_tf.plan.plan import Plan
+from whale_tf.run.step import Step
 
-
-def function(fn=None, *, micro_batches=1, schedule="1f1b", loss="mean", whole=()):
-    def make(fn):
-        return Step(fn, Options(micro_batches, schedule, loss, tuple(whole)), compile_step)
-    return make if fn is None else make(fn)
+__all__ = [
+    "BatchError",
+    "CaptureError",
+    "Cluster",
+    "Device",
+    "DeviceError",
+    "InternalError",
+    "Link",
+    "Plan",
+    "PlanError",
+    "RunError",
+    "ScheduleError",
+    "ScopeError",
+    "Step",
+    "VariableError",
+    "VirtualDevice",
+    "WhaleError",
+    "annotate",
+    "function",
+    "init",
+    "replica",
+    "stage",
+]

@@ -3,90 +3,94 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import tensorflow as tf
 
 from whale_tf.annotate.devices import current_cluster
 from whale_tf.capture.record import Position, Trace, line_of, record
-from whale_tf.capture.translate import Step as Captured
-from whale_tf.capture.translate import translate
-from whale_tf.errors import CaptureError, InternalError
+from whale_tf.capture.translate import CapturedStep, translate
+from whale_tf.errors import CaptureError
 from whale_tf.ir import text
 from whale_tf.ir.graph import Graph
 from whale_tf.ir.verify import verify
-from whale_tf.plan.layout import cut_batch, lay_out, read_scopes
+from whale_tf.plan.layout import Layout, Request, cut_batch, lay_out, read_scopes
+from whale_tf.plan.plan import Plan
 from whale_tf.plan.planner import Facts, make_plan
-from whale_tf.plan.roles import find_roles
+from whale_tf.plan.roles import Roles, find_roles
 from whale_tf.rewrite.bind import Binder
-from whale_tf.rewrite.cut import Cut, cut
+from whale_tf.rewrite.cut import Cut, Key, StageFunction, cut
 from whale_tf.rewrite.fold_random import fold_random
 from whale_tf.run.compiled import Compiled, Parts
 from whale_tf.run.signature import Arguments
-from whale_tf.run.step import Options
+from whale_tf.run.step import Options, Step
 
 DUMP_VARIABLE = "WHALE_TF_DUMP"
 
 
-def compile_step(function: Callable[..., Any], arguments: Arguments, options: Options) -> Compiled:
+@overload
+def function(fn: Callable[..., Any]) -> Step: ...
+@overload
+def function(
+    fn: None = None, *, micro_batches: int = 1, schedule: str = "1f1b", loss: str = "mean", whole: Sequence[str] = ()
+) -> Callable[[Callable[..., Any]], Step]: ...
+
+
+def function(
+    fn: Callable[..., Any] | None = None,
+    *,
+    micro_batches: int = 1,
+    schedule: str = "1f1b",
+    loss: str = "mean",
+    whole: Sequence[str] = (),
+) -> Step | Callable[[Callable[..., Any]], Step]:
+    """In the place of `tf.function`: makes a training step that runs over the devices its scopes ask for.
+
+    The step is written for one device and takes the global batch. Tensors and arrays whose dim 0 is the batch are cut over replicas
+    and micro-batches. Python numbers and other objects are constants, as in `tf.function`.
+
+    Args:
+      fn: the step.
+      micro_batches: parts that each replica cuts its examples into; gradients are accumulated over them.
+      schedule: `gpipe`, `1f1b`, `interleaved` or `zero_bubble`: the order of forward and backward over the stages.
+      loss: what the loss is over the examples: `mean`, or `sum`. Gradients of parts are averaged by their share of the examples, or added.
+      whole: names of arguments whose tensors are not cut.
+    Raises:
+      ScheduleError, PlanError: an option that is not known, at once; other errors come with the first call.
+    """
+    options = Options(micro_batches, schedule, loss, (whole,) if isinstance(whole, str) else tuple(whole))
+
+    def make(fn: Callable[..., Any]) -> Step:
+        options.check(fn)
+        return Step(fn, options, compile_step)
+
+    return make if fn is None else make(fn)
+
+
+def compile_step(fn: Callable[..., Any], arguments: Arguments, options: Options) -> Compiled:
     """Makes a step ready to run for one signature."""
-    cluster = current_cluster()
     dump = Dumps(os.environ.get(DUMP_VARIABLE))
-    name = getattr(function, "__name__", "step")
-
-    def capture(examples: int) -> Captured:
-        trace = record(function, arguments.rebuilt, arguments.specs(examples), name)
-        return translate(trace, arguments.batch)
-
-    sizes: tuple[tuple[int, ...], ...] = ((arguments.examples,),)
-    examples = max(1, arguments.examples // options.micro_batches)
-    while True:
-        step = capture(examples)
-        request = read_scopes(step.trace.opened)
-        layout = lay_out(request, cluster, options.schedule)
-        sizes = cut_batch(arguments.examples, layout.shares, options.micro_batches)
-        if max(map(max, sizes)) == examples or not arguments.examples:
-            break
-        examples = max(map(max, sizes))
+    captured = _capture(fn, arguments, options)
+    step, examples = captured.steps[0], captured.examples
     dump("captured", step.graph)
-    verify(step.graph, after="translate")
-    smaller = {size: capture(size) for size in sorted({size for row in sizes for size in row} - {examples})}
-    for size, other in smaller.items():
-        _check_same(step, other, examples, size)
     roles = find_roles(step.graph)
-    facts = Facts(
-        request,
-        layout,
-        sizes,
-        options.schedule,
-        options.loss,
-        {},
-        next(((other.graph, size) for size, other in smaller.items()), None),
-        lambda operation: line_of(step.trace, operation),
-        step.trace.targets,
-    )
-    plan = make_plan(step.graph, roles, facts)
-    how = Cut(plan.micro_batches > 1, plan.loss == "mean" and not plan.even, options.schedule == "zero_bubble")
-    functions = {}
-    for size, captured in {examples: step, **smaller}.items():
-        parts = cut(captured.graph, roles, plan.stage_of, how)
-        if plan.parts > 1:
-            parts = {key: fold_random(part, size) for key, part in parts.items()}
-        for key, part in parts.items():
-            dump(f"cut-{key}-{size}", part.graph)
-            verify(part.graph, after="cut")
-        functions[size] = parts
+    plan = make_plan(step.graph, roles, _facts(captured, options))
+    functions = {
+        size: _cut(each.graph, roles, plan, size, dump) for size, each in zip(captured.examples, captured.steps, strict=True)
+    }
     program = Binder(step.graph, roles, plan, functions).bind()
-    dump("bound", program.main)
-    verify(program.main, after="bind")
+    dump("bound", program.main, after="bind")
+    _warn(captured)
     return Compiled(
         Parts(
             plan,
             program,
-            step.calls,
-            step.functions,
+            {name: graph for each in captured.steps for name, graph in each.calls.items()},
+            {name: body for each in captured.steps for name, body in each.functions.items()},
             step.variables,
             step.captured,
             lambda outputs: _result(step.trace, outputs),
@@ -95,14 +99,118 @@ def compile_step(function: Callable[..., Any], arguments: Arguments, options: Op
     )
 
 
+@dataclass(frozen=True)
+class Captures:
+    """A step traced at each size of micro-batch, the largest first.
+
+    Attributes:
+      steps: the traces.
+      examples: the sizes they were traced at.
+      request: the user's scopes.
+      layout: the devices they get.
+      sizes: for each replica, how many examples each micro-batch holds.
+      probe: the step at one more size, with that size, where outputs leave open which dims follow the batch.
+    """
+
+    steps: tuple[CapturedStep, ...]
+    examples: tuple[int, ...]
+    request: Request
+    layout: Layout
+    sizes: tuple[tuple[int, ...], ...]
+    probe: tuple[Graph, int] | None = None
+
+
+def _capture(fn: Callable[..., Any], arguments: Arguments, options: Options) -> Captures:
+    """Traces the step at the sizes its layout asks for; how many replicas there are is known once its scopes were seen."""
+    cluster = current_cluster()
+
+    def at(examples: int) -> CapturedStep:
+        trace = record(fn, arguments.rebuilt, arguments.specs(examples), getattr(fn, "__name__", "step"))
+        return translate(trace, arguments.batch, f"_{examples}")
+
+    guess = max(1, arguments.examples // options.micro_batches)
+    while True:
+        step = at(guess)
+        request = read_scopes(step.trace.opened)
+        layout = lay_out(request, cluster, options.schedule)
+        sizes = cut_batch(arguments.examples, layout.shares, options.micro_batches, arguments.cut_names)
+        distinct = sorted({size for row in sizes for size in row}, reverse=True)
+        if distinct[0] in (guess, 0):
+            break
+        guess = distinct[0]
+    others = [at(size) for size in distinct[1:]]
+    for other, size in zip(others, distinct[1:], strict=True):
+        _refuse_another_program(step, other, distinct[0], size)
+    probe = None
+    if len(distinct) == 1 and len(sizes) * len(sizes[0]) > 1 and _looks_per_example(step.graph, guess):
+        probe = _probe(at, guess + 1)
+    return Captures((step, *others), tuple(distinct), request, layout, sizes, probe)
+
+
+def _looks_per_example(graph: Graph, examples: int) -> bool:
+    return any(graph.type_of(ref).shape[:1] == (examples,) for ref in graph.outputs)
+
+
+def _probe(at: Callable[[int], CapturedStep], examples: int) -> tuple[Graph, int] | None:
+    """The step at one more size, which tells a per-example output from one that only happens to be as long.
+
+    A step that can only be traced at the size it runs at is not probed: then dim 0 decides.
+    """
+    try:
+        return at(examples).graph, examples
+    except Exception:  # the user's own code at a size it never asked for
+        return None
+
+
+def _facts(captured: Captures, options: Options) -> Facts:
+    step = captured.steps[0]
+    other = (captured.steps[1].graph, captured.examples[1]) if len(captured.steps) > 1 else captured.probe
+    devices = {name: index for index, name in enumerate(captured.layout.devices)}
+    homes = {name: devices.get(getattr(variable.handle, "device", ""), 0) for name, variable in step.variables.items()}
+    return Facts(
+        captured.request,
+        captured.layout,
+        captured.sizes,
+        options.schedule,
+        options.loss,
+        homes,
+        other,
+        lambda operation: line_of(step.trace, operation),
+        step.trace.targets,
+    )
+
+
+def _cut(graph: Graph, roles: Roles, plan: Plan, size: int, dump: Dumps) -> Mapping[Key, StageFunction]:
+    how = Cut(plan.micro_batches > 1, plan.loss == "mean" and not plan.even, plan.schedule == "zero_bubble")
+    parts = cut(graph, roles, plan.stage_of, how)
+    for key, part in parts.items():
+        dump(f"cut-{key}-{size}", part.graph, after="cut")
+    if plan.parts > 1:
+        parts = {key: fold_random(part, size) for key, part in parts.items()}
+        for key, part in parts.items():
+            dump(f"fold_random-{key}-{size}", part.graph, after="fold_random")
+    return parts
+
+
+def _warn(captured: Captures) -> None:
+    layout, request = captured.layout, captured.request
+    if layout.idle and request.stages and request.replica is None:
+        used = {place for row in layout.places for place in row}
+        idle = [name.rsplit("device:")[-1] for index, name in enumerate(layout.devices) if index not in used]
+        warnings.warn(
+            f"{len(idle)} devices are left idle ({', '.join(idle)}): put replica() around the stages to use them",
+            stacklevel=2,
+        )
+
+
 def _result(trace: Trace, outputs: Sequence[tf.Tensor]) -> Any:
     return tf.nest.map_structure(
         lambda leaf: outputs[leaf.index] if isinstance(leaf, Position) else leaf, trace.structure, expand_composites=True
     )
 
 
-def _check_same(step: Captured, other: Captured, examples: int, size: int) -> None:
-    """Traces at different sizes must be the same program."""
+def _refuse_another_program(step: CapturedStep, other: CapturedStep, examples: int, size: int) -> None:
+    """Traces at different sizes must be the same operations in the same order."""
     left = {node.name: (node.op, node.inputs) for node in step.graph}
     right = {node.name: (node.op, node.inputs) for node in other.graph}
     if left != right:
@@ -116,13 +224,14 @@ def _check_same(step: Captured, other: Captured, examples: int, size: int) -> No
 
 
 class Dumps:
-    """Writes numbered graphs between passes, if a folder was asked for."""
+    """Verifies each graph between passes, and writes it, numbered, if a folder was asked for."""
 
     def __init__(self, folder: str | None) -> None:
         self.folder = Path(folder) if folder else None
         self.count = 0
 
-    def __call__(self, name: str, graph: Graph) -> None:
+    def __call__(self, name: str, graph: Graph, *, after: str = "translate") -> None:
         if self.folder is not None:
             text.dump(graph, self.folder, self.count, name.replace("/", "-"))
             self.count += 1
+        verify(graph, after=after)

@@ -15,8 +15,6 @@ import tensorflow as tf
 import whale_tf as whale
 from benchmarks.measure import SMALL
 from benchmarks.model import Size, Training, pipelined, tokens
-from benchmarks.peak_memory.prediction import residual_bytes
-from whale_tf.plan.check_schedule import check_grid
 
 MICRO_BATCHES = 8
 MEASURED = Size(batch=64)  # what micro-batches leave outweighs the gradients and the update, which no schedule changes
@@ -78,8 +76,7 @@ def main() -> None:
         counter.restart()
         step(x, y).numpy()
         found.append(counter.peak() - before)
-    live = check_grid(step.schedule).peak_live
-    predicted = sum(most * left for most, left in zip(live, residual_bytes(step), strict=True))
+    predicted = sum(stage.peak_bytes for stage in step.plan.stages)
     print(json.dumps({"measured": median(found), "predicted": predicted}))
 
 

@@ -62,8 +62,9 @@ def several_gradient_calls(scopes: Scopes) -> Training:
             logits = scopes.through(blocks, x)
             entropy = cross_entropy(y, logits)
             size = 0.1 * tf.reduce_mean(logits**2)
-        with_zeros = tape.gradient(entropy, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-        with_nones = tape.gradient(size, variables)
+        values = [variable.value for variable in variables]
+        with_zeros = tape.gradient(entropy, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        with_nones = tape.gradient(size, values)
         both = [a if b is None else a + b for a, b in zip(with_zeros, with_nones, strict=True)]
         optimizer.apply_gradients(zip(both, variables, strict=True))
         return entropy, both[0], tf.linalg.global_norm(with_nones)

@@ -152,7 +152,8 @@ def reference(case: Case, examples: int) -> Numbers:
 
 
 def fresh(case: Case, layout: Layout) -> Training:
-    """The case's training, from the same random numbers each time."""
+    """The case's training, with the same random numbers and names each time."""
+    keras.backend.clear_session()
     keras.utils.set_random_seed(SEED)
     return case.build(Scopes(layout))
 

@@ -171,6 +171,16 @@ def recording() -> Iterator[Recording]:
         _active.reset(token)
 
 
+@contextmanager
+def paused() -> Iterator[None]:
+    """Scopes opened inside do nothing: a recomputed forward belongs to the backward of where it first ran."""
+    token = _active.set(None)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
 _active: ContextVar[Recording | None] = ContextVar("whale_recording", default=None)
 
 

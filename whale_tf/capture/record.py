@@ -185,7 +185,8 @@ def _marking(trace: Trace, original: Callable[..., Any], here: Callable[[], bool
         target = given.get("target", given.get("ys"))
         sources = given.get("sources", given.get("xs"))
         before = len(graph.get_operations())
-        result = original(*args, **kwargs)
+        with scopes.paused():
+            result = original(*args, **kwargs)
         call = len(trace.targets) + 1
         made = graph.get_operations()[before:]
         trace.calls.update((operation.name, call) for operation in made)
@@ -235,14 +236,20 @@ def _inlining(original: Callable[..., Any], here: Callable[[], bool]) -> Callabl
     """`tf.function.__call__` that traces into the caller's graph, so that tapes and scopes inside are seen."""
 
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not here() or self._jit_compile or self.input_signature is not None:
+        if not here() or self._jit_compile or (self.input_signature is not None and kwargs):
             return original(self, *args, **kwargs)
+        if self.input_signature is not None and len(args) == len(self.input_signature):
+            args = tuple(tf.nest.map_structure(_converted, spec, arg) for spec, arg in zip(self.input_signature, args))
         python_function = self._python_function
         if self._autograph:
             python_function = autograph_util.py_func_from_autograph(python_function)
         return python_function(*args, **kwargs)
 
     return call
+
+
+def _converted(spec: Any, value: Any) -> Any:
+    return tf.convert_to_tensor(value, spec.dtype) if isinstance(spec, tf.TensorSpec) else value
 
 
 def _refuse_variable(trace: Trace) -> Callable[..., Any]:

@@ -24,7 +24,7 @@ from whale_tf.ir.graph import DType, Graph, Node, Ref, Shape, TensorType
 
 
 @dataclass(frozen=True)
-class Step:
+class CapturedStep:
     """A captured step.
 
     Attributes:
@@ -44,14 +44,15 @@ class Step:
     trace: Trace
 
 
-def translate(trace: Trace, batch: Sequence[bool]) -> Step:
+def translate(trace: Trace, batch: Sequence[bool], suffix: str = "") -> CapturedStep:
     """Turns a trace into a step.
 
     Args:
       trace: what `record` gave.
       batch: for each tensor argument, whether its dim 0 is the batch.
+      suffix: tells the functions of several traces of one step apart.
     """
-    return _Translation(trace, batch).run()
+    return _Translation(trace, batch, suffix).run()
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,9 @@ class BareVariable:
 class _Translation:
     """The state of one translation: where each TensorFlow tensor has gone, and each variable's value so far."""
 
-    def __init__(self, trace: Trace, batch: Sequence[bool]) -> None:
+    def __init__(self, trace: Trace, batch: Sequence[bool], suffix: str) -> None:
         self.trace = trace
+        self.suffix = suffix
         self.batch = batch
         self.graph_def = trace.graph.as_graph_def()
         self.functions = {function.signature.name: function for function in self.graph_def.library.function}
@@ -94,7 +96,7 @@ class _Translation:
         self.captures = {placeholder.op.name: external for external, placeholder in trace.graph.captures}
         self.markers = {marker.operation: marker for marker in trace.markers}
 
-    def run(self) -> Step:
+    def run(self) -> CapturedStep:
         """Translates node by node, in the order of the program."""
         arguments = {name: index for index, name in enumerate(self.trace.arguments)}
         self.keys = {id(variable.handle): variable for variable in self.trace.graph.variables}
@@ -110,7 +112,7 @@ class _Translation:
                 effects.append(node.name)
         outputs = [self.tensors[tensor] for tensor in self.trace.outputs]
         graph = Graph.of(self.nodes.values(), outputs, [*self.writes.values(), *effects]).pruned()
-        return Step(graph, self.variables, tuple(self.captured), self.functions, self.calls, self.trace)
+        return CapturedStep(graph, self.variables, tuple(self.captured), self.functions, self.calls, self.trace)
 
     def _roots(self) -> list[str]:
         return [name for name, _ in self.trace.outputs] + [op.name for op in self.trace.graph.control_outputs]

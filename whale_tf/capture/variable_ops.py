@@ -32,6 +32,7 @@ class Translation(Protocol):
     writes: dict[str, str]
     functions: dict[str, Any]
     calls: dict[str, Graph]
+    suffix: str
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def scratch_call(emit: Emit, inputs: Sequence[Ref | None], handles: dict[int, st
     kinds = {key: emit.type_of(value) for key, value in zip(variables, values, strict=True)}
     kinds |= {f"input {index}": emit.type_of(ref) for index, ref in enumerate(others)}
     outputs = [*like.outputs, *(kinds[key] for key in written)]
-    name = f"scratch_{len(translation.calls)}"
+    name = f"scratch{translation.suffix}_{len(translation.calls)}"
     translation.calls[name] = _scratch_body(like, inputs, handles, written, kinds)
     effect = has_effects(like, translation.functions)
     types = {"Tin": tuple(kind.dtype for kind in kinds.values()), "Tout": tuple(kind.dtype for kind in outputs)}

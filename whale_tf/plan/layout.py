@@ -118,12 +118,25 @@ def lay_out(request: Request, cluster: Cluster, schedule: str) -> Layout:
     return Layout(tuple(s / whole for s in shares), names, places, devices, total - len({p for row in places for p in row}))
 
 
-def cut_batch(examples: int, shares: Sequence[float], micro_batches: int) -> tuple[tuple[int, ...], ...]:
+def cut_batch(
+    examples: int, shares: Sequence[float], micro_batches: int, inputs: Sequence[str] = ()
+) -> tuple[tuple[int, ...], ...]:
     """How many examples each micro-batch of each replica holds: as even as whole numbers allow, the larger ones first.
 
+    Args:
+      examples: the global batch; 0 if no input carries one, which only one part can take.
+      inputs: names of the tensors that carry the batch.
     Raises:
       BatchError: a micro-batch would be empty.
     """
+    if not examples and not inputs:
+        if len(shares) * micro_batches == 1:
+            return ((0,),)
+        raise BatchError(
+            "no input carries a batch that could be cut",
+            details=[f"the step has {len(shares)} replicas x {micro_batches} micro-batches, and takes no tensor of rank 1 or more"],
+            way_out="Pass the batch to the step as tensors or arrays.",
+        )
     ends = [round(end * examples) for end in accumulate(shares)]
     ends[-1] = examples
     parts = [end - start for start, end in zip([0, *ends], ends, strict=False)]

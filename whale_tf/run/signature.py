@@ -34,6 +34,11 @@ class Arguments:
     key: Hashable
     structure: tuple[tuple[Any, ...], dict[str, Any]]
 
+    @property
+    def cut_names(self) -> tuple[str, ...]:
+        """The names of the tensors that carry the batch."""
+        return tuple(name for name, cut in zip(self.names, self.batch, strict=True) if cut)
+
     def rebuilt(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """(args, kwargs) with other tensors in the places of these."""
         args, kwargs = tf.nest.map_structure(

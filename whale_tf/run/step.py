@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import tensorflow as tf
 from whale_tf.errors import CaptureError, PlanError
 from whale_tf.plan.grid import Grid
 from whale_tf.plan.plan import Plan
+from whale_tf.plan.schedule import make_grid
 from whale_tf.run.compiled import Compiled
 from whale_tf.run.signature import Arguments, take_apart
 
@@ -32,6 +34,33 @@ class Options:
     schedule: str = "1f1b"
     loss: str = "mean"
     whole: tuple[str, ...] = ()
+
+    def check(self, function: Callable[..., Any]) -> None:
+        """Refuses what is wrong for every call.
+
+        Raises:
+          PlanError, ScheduleError: the options are not possible.
+        """
+        if isinstance(self.micro_batches, bool) or not isinstance(self.micro_batches, int) or self.micro_batches < 1:
+            raise PlanError(
+                "micro_batches must be a whole number from 1 on",
+                details=[f"micro_batches is {self.micro_batches!r}"],
+                way_out="Use micro_batches=1 to take each replica's part of the batch at once.",
+            )
+        if self.loss not in ("mean", "sum"):
+            raise PlanError(
+                f"the loss is neither a mean nor a sum: {self.loss!r}",
+                way_out='Use loss="mean" or loss="sum": what the loss is over the examples.',
+            )
+        make_grid(self.schedule, 1, 1)
+        parameters = inspect.signature(function).parameters
+        unknown = [name for name in self.whole if name not in parameters]
+        if unknown:
+            raise PlanError(
+                f"whole names no argument of '{getattr(function, '__name__', 'step')}': {', '.join(unknown)}",
+                details=[f"its arguments are {', '.join(parameters)}"],
+                way_out="Use the names of the step's own arguments.",
+            )
 
 
 Compiler = Callable[[Callable[..., Any], Arguments, Options], Compiled]
