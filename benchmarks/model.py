@@ -39,7 +39,7 @@ class Size:
         )
 
 
-class Embed(keras.layers.Layer):
+class Embed(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
     """Tokens and positions as vectors: [batch, length] → [batch, length, width]."""
 
     def __init__(self, size: Size) -> None:
@@ -55,7 +55,7 @@ class Embed(keras.layers.Layer):
         return self.tokens(x) + self.positions(tf.range(tf.shape(x)[1]))
 
 
-class Block(keras.layers.Layer):
+class Block(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
     """Causal attention and a feed-forward layer, each normalized before and added after."""
 
     def __init__(self, size: Size) -> None:
@@ -132,7 +132,7 @@ class Training:
         return loss
 
 
-def replicated(training: Training, replicas: int) -> StepFunction:
+def replicated(training: Training, replicas: int) -> whale.Step:
     """The same step with its forward in `replica`."""
 
     @whale.function
@@ -145,7 +145,7 @@ def replicated(training: Training, replicas: int) -> StepFunction:
     return step
 
 
-def pipelined(training: Training, micro_batches: int, schedule: str = "1f1b") -> StepFunction:
+def pipelined(training: Training, micro_batches: int, schedule: str = "1f1b") -> whale.Step:
     """The same step with each part of the model in a `stage`."""
 
     @whale.function(micro_batches=micro_batches, schedule=schedule)

@@ -29,7 +29,8 @@ OTHER = ("other", "#c9b8e8")
 # `2F0` is stage 2, forward, micro-batch 0; an update has no micro-batch, and may have no stage.
 ACTION = re.compile(r"(?P<stage>\d*)(?P<kind>[FBIWUSR])(?P<micro_batch>\d*)")
 
-WIDTH, ROW, GAP, MARGIN, LETTER = 1000, 34, 8, 14, 7.0  # pixels; LETTER is the width of one
+WIDTH, ROW, GAP, MARGIN, LETTER = 1000, 34, 6, 16, 7.0  # pixels; LETTER is the width of one
+APART = 12  # pixels between replicas, besides the gap
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,14 @@ class Box:
       row: (process, thread) of the trace.
       name: as in the schedule.
       start_us, duration_us: microseconds.
+      place: the replica and the stage, as far as they are known: `replica 0`, `stage 1`.
     """
 
     row: tuple[int, int]
     name: str
     start_us: float
     duration_us: float
+    place: tuple[str, ...] = ()
 
     @property
     def kind(self) -> tuple[str, str]:
@@ -72,7 +75,13 @@ def main() -> None:
 def read_boxes(events: Sequence[Mapping[str, Any]]) -> list[Box]:
     """The complete events (`ph` is X) of a Chrome trace, by time; longer ones first, so that inner ones lie on top."""
     boxes = [
-        Box((event.get("pid", 0), event.get("tid", 0)), event["name"], float(event["ts"]), float(event["dur"]))
+        Box(
+            (event.get("pid", 0), event.get("tid", 0)),
+            event["name"],
+            float(event["ts"]),
+            float(event["dur"]),
+            tuple(f"{part} {event['args'][part]}" for part in ("replica", "stage") if part in event.get("args", {})),
+        )
         for event in events
         if event.get("ph") == "X"
     ]
@@ -94,68 +103,39 @@ def row_names(events: Sequence[Mapping[str, Any]], boxes: Sequence[Box]) -> dict
     return names
 
 
+def row_places(boxes: Sequence[Box]) -> dict[tuple[int, int], tuple[str, ...]]:
+    """The replica and the stages of each row, as far as the trace knows them."""
+    found: dict[tuple[int, int], dict[str, None]] = {}
+    for box in boxes:
+        found.setdefault(box.row, {}).update(dict.fromkeys(box.place))
+    return {row: tuple(sorted(parts)) for row, parts in found.items()}
+
+
 def draw(boxes: Sequence[Box], names: Mapping[tuple[int, int], str]) -> str:
-    """The picture: rows, a ruler in milliseconds, and what the colours mean."""
-    left = MARGIN + LETTER * max(len(name) for name in names.values()) + GAP
+    """The picture: rows, replica by replica, over a grid in milliseconds, and what the colours mean."""
+    places = row_places(boxes)
+    left = MARGIN + LETTER * max(len(text) for row, name in names.items() for text in (name, *places[row])) + GAP
     begin = min(box.start_us for box in boxes)
     length = max(box.start_us + box.duration_us for box in boxes) - begin or 1.0
-    per_us = (WIDTH - left - MARGIN) / length
-    tops = {row: MARGIN + k * (ROW + GAP) for k, row in enumerate(names)}
-    bottom = MARGIN + len(tops) * (ROW + GAP)
+    per_us = (WIDTH - left - 2 * MARGIN) / length
+    tops, bottom = _tops(names, places)
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom + 62}" '
-        'font-family="ui-monospace, Menlo, Consolas, monospace" font-size="11">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom + 60}" '
+        'font-family="ui-sans-serif, system-ui, Helvetica, Arial, sans-serif" font-size="11">',
         '<rect width="100%" height="100%" fill="white"/>',
     ]
     for row, name in names.items():
+        parts.append(_text(MARGIN, tops[row] + (14 if places[row] else ROW / 2 + 4), name))
+    for row in names:
+        parts.append(_text(MARGIN, tops[row] + 28, ", ".join(places[row][-1:]), fill="#888") if places[row] else "")
         parts.append(
-            f'<rect x="{left:.1f}" y="{tops[row]}" width="{length * per_us:.1f}" height="{ROW}" fill="#f4f4f4"/>'
+            f'<rect x="{left:.1f}" y="{tops[row]}" width="{length * per_us:.1f}" height="{ROW}" rx="2" fill="#f3f4f6"/>'
         )
-        parts.append(_text(MARGIN, tops[row] + ROW / 2 + 4, name))
+    parts.append(_grid(left, bottom, length, per_us))
     for box in boxes:
         parts.append(_box(box, left + (box.start_us - begin) * per_us, tops[box.row], box.duration_us * per_us))
-    parts.append(_ruler(left, bottom, length, per_us))
-    parts.append(_legend(left, bottom + 34, boxes))
-    return "\n".join([*parts, "</svg>", ""])
-
-
-def _box(box: Box, x: float, y: float, width: float) -> str:
-    meaning, colour = box.kind
-    label = ""
-    if width >= LETTER * len(box.name):
-        label = _text(x + width / 2, y + ROW / 2 + 4, box.name, anchor="middle")
-    return (
-        f"<g><title>{escape(box.name)}: {meaning}, {box.duration_us / 1000:.2f} ms</title>"
-        f'<rect x="{x:.1f}" y="{y}" width="{max(width, 0.5):.1f}" height="{ROW}" fill="{colour}" '
-        f'stroke="#555" stroke-width="0.5"/>{label}</g>'
-    )
-
-
-def _ruler(left: float, y: float, length_us: float, per_us: float) -> str:
-    """About eight marks at 1, 2 or 5 times a power of ten."""
-    sizes = (factor * 10.0**power for power in range(-1, 10) for factor in (1, 2, 5))
-    apart = next(size for size in sizes if size >= length_us / 8)
-    marks = [k * apart for k in range(int(length_us / apart) + 1)]
-    lines = [
-        f'<line x1="{left + m * per_us:.1f}" y1="{y}" x2="{left + m * per_us:.1f}" y2="{y + 5}" stroke="#555"/>'
-        for m in marks
-    ]
-    texts = [_text(left + m * per_us, y + 18, f"{m / 1000:g} ms", anchor="middle") for m in marks]
-    return "\n".join(lines + texts)
-
-
-def _legend(x: float, y: float, boxes: Sequence[Box]) -> str:
-    parts = []
-    present = {box.kind for box in boxes}
-    for meaning, colour in [kind for kind in dict.fromkeys([*KINDS.values(), OTHER]) if kind in present]:
-        parts.append(
-            f'<rect x="{x:.1f}" y="{y}" width="12" height="12" fill="{colour}" stroke="#555" stroke-width="0.5"/>'
-        )
-        parts.append(_text(x + 18, y + 10, meaning))
-        x += 18 + LETTER * (len(meaning) + 3)
-    return "\n".join(parts)
-
-
+    parts.append(_legend(left, bottom + 36, boxes))
+    return "\n".join([*filter(None, parts), "</svg>", ""])
 def _text(x: float, y: float, text: str, *, anchor: str = "start") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="#222">{escape(text)}</text>'
 

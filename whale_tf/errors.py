@@ -66,7 +66,7 @@ class WhaleError(Exception):
         lines += [f"  in {opened}" for opened in self.scope]
         if way_out:
             lines.append(f"  {way_out}")
-        super().__init__("\n".join(lines))
+        Exception.__init__(self, "\n".join(lines))  # a kind may also be a tf.errors class, whose __init__ takes other arguments
 
 
 class ScopeError(WhaleError):

@@ -22,9 +22,11 @@ from whale_tf.plan.layout import Layout, Request, cut_batch, lay_out, read_scope
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.planner import Facts, make_plan
 from whale_tf.plan.roles import Roles, find_roles
-from whale_tf.rewrite.bind import Binder
+from whale_tf.plan.stages import assign_stages
+from whale_tf.rewrite.bind import Binder, Variant
 from whale_tf.rewrite.cut import Cut, Key, StageFunction, cut
 from whale_tf.rewrite.fold_random import fold_random
+from whale_tf.rewrite.tell_apart import tell_apart
 from whale_tf.run.compiled import Compiled, Parts
 from whale_tf.run.signature import Arguments
 from whale_tf.run.step import Options, Step
@@ -77,12 +79,12 @@ def compile_step(fn: Callable[..., Any], arguments: Arguments, options: Options)
     captured = _capture(fn, arguments, options)
     step, examples = captured.steps[0], captured.examples
     dump("captured", step.graph)
-    roles = find_roles(step.graph)
+    roles = find_roles(step.graph, examples[0])
     plan = make_plan(step.graph, roles, _facts(captured, options))
-    functions = {
-        size: _cut(each.graph, roles, plan, size, dump) for size, each in zip(captured.examples, captured.steps, strict=True)
-    }
-    program = Binder(step.graph, roles, plan, functions).bind()
+    variants = {examples[0]: Variant(step.graph, roles, _cut(step.graph, roles, plan, plan.stage_of, examples[0], dump))}
+    for size, each in zip(examples[1:], captured.steps[1:], strict=True):
+        variants[size] = _variant(step.graph, each, captured, plan, size, dump)
+    program = Binder(step.graph, roles, plan, variants).bind()
     dump("bound", program.main, after="bind")
     _warn(captured)
     return Compiled(
@@ -139,8 +141,6 @@ def _capture(fn: Callable[..., Any], arguments: Arguments, options: Options) -> 
             break
         guess = distinct[0]
     others = [at(size) for size in distinct[1:]]
-    for other, size in zip(others, distinct[1:], strict=True):
-        _refuse_another_program(step, other, distinct[0], size)
     probe = None
     if len(distinct) == 1 and len(sizes) * len(sizes[0]) > 1 and _looks_per_example(step.graph, guess):
         probe = _probe(at, guess + 1)
@@ -180,9 +180,22 @@ def _facts(captured: Captures, options: Options) -> Facts:
     )
 
 
-def _cut(graph: Graph, roles: Roles, plan: Plan, size: int, dump: Dumps) -> Mapping[Key, StageFunction]:
-    how = Cut(plan.micro_batches > 1, plan.loss == "mean" and not plan.even, plan.schedule == "zero_bubble")
-    parts = cut(graph, roles, plan.stage_of, how)
+def _variant(main: Graph, step: CapturedStep, captured: Captures, plan: Plan, size: int, dump: Dumps) -> Variant:
+    """The step at another size of micro-batch, cut as the plan says."""
+    graph = tell_apart(main, step.graph, find_roles(step.graph, size), size)
+    dump(f"tell_apart-{size}", graph, after="tell_apart")
+    roles = find_roles(graph, size)
+    numbers = {scope.key: index for index, scope in enumerate(read_scopes(step.trace.opened).stages)}
+    stage_of = assign_stages(graph, roles, numbers, len(plan.layout.stages), lambda operation: line_of(step.trace, operation))
+    _refuse_another_program(main, graph, captured, plan, size)
+    return Variant(graph, roles, _cut(graph, roles, plan, stage_of, size, dump))
+
+
+def _cut(graph: Graph, roles: Roles, plan: Plan, stage_of: Mapping[str, int], size: int, dump: Dumps) -> Mapping[Key, StageFunction]:
+    mean = plan.loss == "mean"
+    scaled = size if mean and plan.parts > 1 else 0
+    how = Cut(plan.micro_batches > 1, mean and not plan.even, plan.schedule == "zero_bubble", scaled)
+    parts = cut(graph, roles, stage_of, how)
     for key, part in parts.items():
         dump(f"cut-{key}-{size}", part.graph, after="cut")
     if plan.parts > 1:
@@ -209,16 +222,21 @@ def _result(trace: Trace, outputs: Sequence[tf.Tensor]) -> Any:
     )
 
 
-def _refuse_another_program(step: CapturedStep, other: CapturedStep, examples: int, size: int) -> None:
-    """Traces at different sizes must be the same operations in the same order."""
-    left = {node.name: (node.op, node.inputs) for node in step.graph}
-    right = {node.name: (node.op, node.inputs) for node in other.graph}
-    if left != right:
-        differing = [name for name in {**left, **right} if left.get(name) != right.get(name)]
+def _refuse_another_program(main: Graph, other: Graph, captured: Captures, plan: Plan, size: int) -> None:
+    """Traces at different sizes may differ inside, and must agree in what they give: gradients, outputs, written variables."""
+
+    def given(graph: Graph) -> set[str]:
+        names = {node.name for node in graph if node.op in ("Gradient", "Write")}
+        inner = {ref.node for ref in plan.merges if ref not in main.outputs}
+        return names | {name for name in inner if name in graph}
+
+    differing = sorted(given(main) ^ given(other))
+    if differing or len(main.outputs) != len(other.outputs):
+        trace = captured.steps[0].trace
         raise CaptureError(
             "the step is another program for another batch size",
-            details=[f"traced for {examples} and for {size} examples, {len(differing)} operations differ: {differing[:3]}"],
-            at=[line_of(step.trace, name) for name in differing[:1]],
+            details=[f"traced for {captured.examples[0]} and for {size} examples, it differs in {', '.join(differing[:3]) or 'outputs'}"],
+            at=[line_of(trace, name) for name in differing[:1]],
             way_out="Let the step not depend on the size of the batch, or use batches that divide evenly.",
         )
 

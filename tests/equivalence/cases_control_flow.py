@@ -88,7 +88,10 @@ def branches(scopes: Scopes) -> Training:
         optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
         return loss
 
-    batches = [(*batch, np.array(strong)) for batch, strong in zip(classified(scopes.examples), (True, False, True), strict=True)]
+    batches = [
+        (*batch, np.array(strong))
+        for batch, strong in zip(classified(scopes.examples), (True, False, True), strict=True)
+    ]
     return Training(step, batches, [*owners, optimizer])
 
 

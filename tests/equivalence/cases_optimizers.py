@@ -80,7 +80,9 @@ def loss_scale(scopes: Scopes) -> Training:
     blocks = classifier()
     variables = variables_of(blocks)
     inner = keras.optimizers.Adam(0.01)
-    optimizer = optimized(keras.optimizers.LossScaleOptimizer(inner, initial_scale=1024.0, dynamic_growth_steps=1), variables)
+    optimizer = optimized(
+        keras.optimizers.LossScaleOptimizer(inner, initial_scale=1024.0, dynamic_growth_steps=1), variables
+    )
     weights = [abs(weight) for weight in rows(scopes.examples, 1)]
     weights[1][-1] = 1e38
 
@@ -99,7 +101,9 @@ def mixed_float16(scopes: Scopes) -> Training:
     """Layers that compute in float16, their loss scaled."""
     blocks = classifier(dtype="mixed_float16")
     variables = variables_of(blocks)
-    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=64.0, dynamic_growth_steps=2)
+    optimizer = keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.SGD(0.1), initial_scale=64.0, dynamic_growth_steps=2
+    )
     optimizer = optimized(optimizer, variables)
 
     def step(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
@@ -153,13 +157,15 @@ CASES = (
     with_optimizer(lambda: OPTIMIZERS.SGD(0.1, clipnorm=0.05), "clipnorm"),
     with_optimizer(lambda: OPTIMIZERS.Adam(0.01, global_clipnorm=0.1), "global_clipnorm"),
     with_optimizer(lambda: OPTIMIZERS.Adam(0.01, use_ema=True, ema_momentum=0.9), "moving_average_of_weights"),
-    with_optimizer(lambda: OPTIMIZERS.SGD(0.1, use_ema=True, ema_overwrite_frequency=2), "weights_overwritten_by_average"),
+    with_optimizer(
+        lambda: OPTIMIZERS.SGD(0.1, use_ema=True, ema_overwrite_frequency=2), "weights_overwritten_by_average"
+    ),
     with_optimizer(lambda: OPTIMIZERS.Adam(0.01, gradient_accumulation_steps=2), "accumulated_over_steps"),
     Case(manual_sgd),
     Case(clip_by_global_norm),
     Case(learning_rate_schedule),
     Case(loss_scale),
-    # A weight's gradient is a sum over examples in half precision: it is rounded at 2^-11, or 2^-8, after each micro-batch.
+    # A weight's gradient is a sum over examples in half precision: each micro-batch's is rounded at 2^-11, or 2^-8.
     Case(mixed_float16, tolerance=2e-3),
     Case(mixed_bfloat16, tolerance=2e-2),
     Case(two_optimizers),

@@ -1,4 +1,4 @@
-"""What crosses the borders of stages besides one activation: skips, masks, tied weights, several losses, frozen parts."""
+"""What crosses stages besides one activation: skips, masks, tied weights, several losses, frozen parts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ from tests.equivalence.models import (
 
 def embedding() -> Any:
     """A built Embedding of words."""
-    layer = keras.layers.Embedding(WORDS, WIDTH, embeddings_initializer=keras.initializers.RandomNormal(stddev=0.3, seed=3))
+    layer = keras.layers.Embedding(
+        WORDS, WIDTH, embeddings_initializer=keras.initializers.RandomNormal(stddev=0.3, seed=3)
+    )
     layer.build((None, None))
     return layer
 

@@ -64,7 +64,9 @@ def python_arguments(scopes: Scopes) -> Training:
     variables = variables_of(blocks)
     optimizer = optimized(keras.optimizers.SGD(0.1), variables)
 
-    def step(x: tf.Tensor, y: tf.Tensor, scale: float, power: int = 2, *, kind: str = "plain", decay: bool = False) -> Any:
+    def step(
+        x: tf.Tensor, y: tf.Tensor, scale: float, power: int = 2, *, kind: str = "plain", decay: bool = False
+    ) -> Any:
         with tf.GradientTape() as tape, scopes.replica:
             loss = tf.reduce_mean(cross_entropies(y, scopes.through(blocks, x)) ** power) * scale
             if decay:
@@ -76,7 +78,7 @@ def python_arguments(scopes: Scopes) -> Training:
     return Training(step, batches, [*blocks, optimizer], [{}, {}, {"kind": "both", "decay": True, "power": 1}])
 
 
-class Affine(tf.Module):
+class Affine(tf.Module):  # type: ignore[misc]  # TensorFlow has no types
     """A module of raw variables."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -155,9 +157,15 @@ def layer_called_twice(scopes: Scopes) -> Training:
 def convolutions(scopes: Scopes) -> Training:
     """A small conv net on uint8 images: conv, depthwise conv, pooling, dense."""
     blocks = [
-        keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(4, 3, activation="relu")]),
-        keras.Sequential([keras.Input((6, 6, 4)), keras.layers.DepthwiseConv2D(3, padding="same"), keras.layers.MaxPooling2D()]),
-        keras.Sequential([keras.Input((3, 3, 4)), keras.layers.Conv2D(8, 2, strides=2, padding="same", activation="tanh")]),
+        keras.Sequential(
+            [keras.Input((8, 8, 3)), keras.layers.Rescaling(1 / 255), keras.layers.Conv2D(4, 3, activation="relu")]
+        ),
+        keras.Sequential(
+            [keras.Input((6, 6, 4)), keras.layers.DepthwiseConv2D(3, padding="same"), keras.layers.MaxPooling2D()]
+        ),
+        keras.Sequential(
+            [keras.Input((3, 3, 4)), keras.layers.Conv2D(8, 2, strides=2, padding="same", activation="tanh")]
+        ),
         keras.Sequential([keras.Input((2, 2, 8)), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(CLASSES)]),
     ]
     generator = np.random.default_rng(5)

@@ -9,6 +9,7 @@ The same step function is the reference: scopes do nothing under `tf.function`.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -71,7 +72,9 @@ class Scopes:
         """The stage of one of `blocks` blocks that are divided evenly."""
         return self.stage(block * self.stages // blocks)
 
-    def through(self, blocks: Sequence[Callable[..., Any]], value: Any, *, first: int = 0, blocks_in_all: int = 4) -> Any:
+    def through(
+        self, blocks: Sequence[Callable[..., Any]], value: Any, *, first: int = 0, blocks_in_all: int = 4
+    ) -> Any:
         """Runs blocks one after another, each in its stage; `first` is the number of the first of them."""
         for i, block in enumerate(blocks):
             with self.stage_of(first + i, blocks_in_all):
@@ -152,8 +155,7 @@ def reference(case: Case, examples: int) -> Numbers:
 
 
 def fresh(case: Case, layout: Layout) -> Training:
-    """The case's training, with the same random numbers and names each time."""
-    keras.backend.clear_session()
+    """The case's training, from the same random numbers each time."""
     keras.utils.set_random_seed(SEED)
     return case.build(Scopes(layout))
 
@@ -168,7 +170,8 @@ def numbers(training: Training, step: Callable[..., Any]) -> Numbers:
             found[f"step {k} output {i}"] = array(value)
     for i, owner in enumerate(training.owners):
         for j, variable in enumerate(getattr(owner, "variables", [owner])):
-            found[f"{type(owner).__name__} {i} variable {j} {variable.name}"] = array(variable)
+            name = re.sub(r"_\d+", "", variable.name)  # Keras counts the layers of a program
+            found[f"{type(owner).__name__} {i} variable {j} {name}"] = array(variable)
     return found
 
 

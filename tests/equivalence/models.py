@@ -93,7 +93,7 @@ def training_of(
     *,
     optimizer: Any = None,
 ) -> Training:
-    """The usual step: `forward` gives the loss of a batch, inside the replica scope; everything of `blocks` is trained."""
+    """The usual step: `forward` gives the loss of a batch, inside the replica scope; all of `blocks` is trained."""
     variables = variables_of(blocks)
     optimizer = optimized(optimizer or keras.optimizers.SGD(0.1, momentum=0.9), variables)
 

@@ -157,7 +157,14 @@ class _Translation:
         marker: Marker = self.markers[proto.name]
         variable = self.keys.get(id(marker.source))
         name = next((key for key, value in self.variables.items() if value is variable), "") if variable is not None else ""
-        attrs = {"call": marker.call, "part": marker.part.encode(), "variable": name.encode(), "partner": marker.partner.encode()}
+        targets = [self.tensors[target, 0].node for target in self.trace.targets[marker.call] if (target, 0) in self.tensors]
+        attrs = {
+            "call": marker.call,
+            "part": marker.part.encode(),
+            "variable": name.encode(),
+            "partner": marker.partner.encode(),
+            "target": (targets or [""])[0].encode(),
+        }
         given = self.nodes[inputs[0].node].outputs[inputs[0].index]  # type: ignore[union-attr]
         self._add(Node(proto.name, "Gradient", (inputs[0],), attrs=attrs, outputs=(given,)))  # type: ignore[arg-type]
 
@@ -202,7 +209,7 @@ class _Translation:
             node_name = _unique(key, self.nodes)
             attrs = {
                 "variable": key.encode(),
-                "aggregation": tf.VariableAggregation(variable.aggregation).name.encode(),
+                "aggregation": variable.aggregation.name.encode(),
                 "trainable": bool(variable.trainable),
             }
             self.nodes[node_name] = Node(node_name, "Variable", attrs=attrs, outputs=(kind,))

@@ -5,13 +5,14 @@ Devices are handed out replica by replica, in the cluster's order, so that one r
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain
 
 from whale_tf.annotate.cluster import Cluster, VirtualDevice
-from whale_tf.errors import BatchError, DeviceError, PlanError, ScopeError
 from whale_tf.annotate.subgroup import Opened
+from whale_tf.errors import BatchError, DeviceError, PlanError, ScopeError
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Layout:
       shares: for each replica its part of the batch; they sum to 1.
       stages: the stages' names; one without a name if the step has no stage.
       places: for each replica, the device of each of its rows, as indices into `devices`.
-      devices: full names of all devices, those left idle last.
+      devices: full names of all devices, in the order of the cluster.
       idle: how many are left idle.
     """
 
@@ -115,7 +116,8 @@ def lay_out(request: Request, cluster: Cluster, schedule: str) -> Layout:
     names = tuple(scope.name or str(index) for index, scope in enumerate(request.stages)) or ("",)
     whole = sum(shares)
     devices = tuple(device.name for device in cluster)
-    return Layout(tuple(s / whole for s in shares), names, places, devices, total - len({p for row in places for p in row}))
+    idle = total - len(set(chain.from_iterable(places)))
+    return Layout(tuple(share / whole for share in shares), names, places, devices, idle)
 
 
 def cut_batch(
@@ -129,12 +131,14 @@ def cut_batch(
     Raises:
       BatchError: a micro-batch would be empty.
     """
+    replicas = len(shares)
+    parts_text = f"{replicas} replica{'s' * (replicas > 1)} x {micro_batches} micro-batch{'es' * (micro_batches > 1)}"
     if not examples and not inputs:
-        if len(shares) * micro_batches == 1:
+        if replicas * micro_batches == 1:
             return ((0,),)
         raise BatchError(
             "no input carries a batch that could be cut",
-            details=[f"the step has {len(shares)} replicas x {micro_batches} micro-batches, and takes no tensor of rank 1 or more"],
+            details=[f"the step has {parts_text}, and takes no tensor of rank 1 or more"],
             way_out="Pass the batch to the step as tensors or arrays.",
         )
     ends = [round(end * examples) for end in accumulate(shares)]
@@ -144,10 +148,9 @@ def cut_batch(
         parts = _even(examples, len(shares))
     sizes = tuple(tuple(_even(part, micro_batches)) for part in parts)
     if any(size < 1 for row in sizes for size in row):
-        replicas = len(shares)
         raise BatchError(
-            f"a batch of {examples} is too small for {replicas} replica{'s' * (replicas > 1)} x {micro_batches} micro-batches",
-            details=[f"replica {r} gets {part} examples for {micro_batches} micro-batches" for r, part in enumerate(parts)],
+            f"a batch of {examples} is too small for {parts_text}",
+            details=[f"replica {r} gets {part} examples" for r, part in enumerate(parts)],
             way_out="Use a larger batch or fewer micro_batches: each micro-batch needs at least one example.",
         )
     return sizes
@@ -203,7 +206,8 @@ def _count(request: Request, rows: int, total: int) -> int:
             f"{total} devices cannot be divided into replicas of {rows}",
             details=[f"{total} % {rows} = {total % rows}"],
             scope=str(request.replica),
-            way_out=f"Give the number: replica({max(1, total // rows)}), or use a number of devices that {rows} divides.",
+            way_out=f"Give the number: replica({max(1, total // rows)}), "
+            f"or use a number of devices that {rows} divides.",
         )
     return total // rows
 
@@ -227,4 +231,13 @@ def _places(request: Request, cluster: Cluster, count: int, rows: int) -> tuple[
             details=[f"{scope.label} is on {found}" for scope, found in zip(request.stages, indices, strict=True)],
             way_out=f"Give stage j the devices of stage j % {rows}.",
         )
-    return tuple(tuple(indices[row][replica] for row in range(rows)) for replica in range(count))
+    places = tuple(tuple(indices[row][replica] for row in range(rows)) for replica in range(count))
+    twice = [place for place, times in Counter(chain.from_iterable(places)).items() if times > 1]
+    if twice:
+        raise DeviceError(
+            "virtual devices that differ must have no device in common",
+            details=[f"{scope.label} is on {found}" for scope, found in zip(request.stages, indices, strict=True)],
+            scope=[str(scope) for scope, found in zip(request.stages, indices, strict=True) if {*twice} & {*found}],
+            way_out="Give two stages the same VirtualDevice, or two without a common device.",
+        )
+    return places

@@ -10,17 +10,12 @@ A value that none of these fits is an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
+from collections.abc import Callable, Iterator
 
 from whale_tf.errors import Line, PlanError, VariableError
 from whale_tf.ir.graph import Graph, Node, Ref
-from whale_tf.plan.roles import FLOATS, Roles, variable_of
-
-REDUCTIONS: Mapping[str, str] = MappingProxyType(
-    {"Sum": "sum", "Max": "max", "Min": "min", "Prod": "prod", "All": "all", "Any": "any"}
-)
-SAME_VALUE = frozenset({"Cast", "Reshape", "Squeeze", "ExpandDims"})
+from whale_tf.plan.reductions import FLOATS, reduction_of
+from whale_tf.plan.roles import Roles, variable_of
 
 
 def decide_merges(
@@ -36,7 +31,8 @@ def decide_merges(
 
     Args:
       examples: the size of the micro-batch that `graph` was traced at.
-      other: the same step traced at another size, with that size, to tell which dims follow the batch; None if dim 0 decides.
+      other: the same step traced at another size, with that size, to tell which dims follow the batch; None if dim 0
+        decides.
       line_of: the user's line of an operation.
       replicas: how many replicas there are; with one, states need no merge.
     Raises:
@@ -49,7 +45,7 @@ def decide_merges(
         if node.op == "Write":
             merges[ref] = _state(graph, node, replicas, line_of)
             continue
-        merges[ref] = _merge(graph, ref, examples, other)
+        merges[ref] = reduction_of(graph, ref, examples, other)
         if not merges[ref]:
             raise _unknown(graph, ref, line_of)
     return merges
@@ -61,21 +57,6 @@ def _wanted(graph: Graph, roles: Roles) -> Iterator[Ref]:
             yield from (ref for ref in node.inputs if roles.per_micro_batch(ref.node))
     yield from (ref for ref in graph.outputs if roles.per_micro_batch(ref.node))
     yield from (Ref(name) for name in graph.effects if graph[name].op == "Write" and roles.per_micro_batch(name))
-
-
-def _merge(graph: Graph, ref: Ref, examples: int, other: tuple[Graph, int] | None) -> str:
-    kind = graph.type_of(ref)
-    if kind.shape and kind.shape[0] == examples:
-        if other is None or other[0].type_of(ref).shape[:1] == (other[1],):
-            return "concat"
-    node = graph[ref.node]
-    while node.op in SAME_VALUE:
-        node = graph[node.inputs[0].node]
-    if node.op in REDUCTIONS:
-        source, result = graph.type_of(node.inputs[0]).shape, node.outputs[0].shape
-        if source and source[0] == examples and not (result and result[0] == examples):
-            return REDUCTIONS[node.op]
-    return "mean" if kind.dtype in FLOATS else ""
 
 
 def _state(graph: Graph, node: Node, replicas: int, line_of: Callable[[str], Line]) -> str:
@@ -101,5 +82,6 @@ def _unknown(graph: Graph, ref: Ref, line_of: Callable[[str], Line]) -> PlanErro
         f"'{ref}' has one value for each micro-batch, and no rule says what they are together",
         details=[f"it is {kind.dtype}{kind.shape}: no float, no per-example value, no reduction over the examples"],
         at=[line_of(ref.node)],
-        way_out="Return per-example values or a float, or compute it by tf.reduce_sum, reduce_max or reduce_min over the batch.",
+        way_out="Return per-example values or a float, "
+        "or compute it by tf.reduce_sum, reduce_max or reduce_min over the batch.",
     )

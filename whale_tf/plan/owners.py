@@ -1,8 +1,9 @@
 """Who updates what: every variable has one owner, and what runs once per step runs where it moves the fewest bytes.
 
-A gradient is reduced on its variable's owner, the update is computed there once, and the new value goes to all who use the variable.
-So replicas cannot drift apart, and the update's work and slots are divided over them (Xu et al. 2020, cross-replica sharding of
-weight update).
+A gradient is reduced on its variable's owner, the update is computed there once, and the new value goes to all who use
+the variable. So replicas cannot drift apart, and the update's work and slots are divided over them.
+
+Source: Xu et al. 2020, Automatic Cross-Replica Sharding of Weight Update.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from whale_tf.plan.roles import Roles, variable_of
 
 
 def assign_owners(graph: Graph, roles: Roles, stage_of: Mapping[str, int], layout: Layout) -> dict[str, int]:
-    """For each trained variable the device that owns it, as an index: in its stage, on the replica that owns the fewest bytes."""
-    stage: dict[str, int] = {}
-    size: dict[str, int] = {}
+    """For each trained variable the device that owns it, as an index.
+
+    It is in the variable's stage, on the replica that owns the fewest bytes there; the largest variables choose first.
+    """
+    stage = owning_stages(graph, roles, stage_of)
+    size = dict.fromkeys(stage, 0)
     for node in graph:
         if node.name in roles.markers and variable_of(node):
-            name = variable_of(node)
-            stage[name] = min(stage.get(name, layout.rows * len(layout.stages)), stage_of.get(node.inputs[0].node, 0))
-            size[name] = max(size.get(name, 0), tensor_bytes(node.outputs[0]))
+            size[variable_of(node)] = max(size[variable_of(node)], tensor_bytes(node.outputs[0]))
     owned: dict[tuple[int, int], int] = {}
     owner: dict[str, int] = {}
     for name in sorted(size, key=lambda name: -size[name]):
@@ -33,10 +35,20 @@ def assign_owners(graph: Graph, roles: Roles, stage_of: Mapping[str, int], layou
     return {name: owner[name] for name in size}
 
 
+def owning_stages(graph: Graph, roles: Roles, stage_of: Mapping[str, int]) -> dict[str, int]:
+    """For each trained variable the stage that owns it: the earliest that contributes to its gradient."""
+    stage: dict[str, int] = {}
+    for node in graph:
+        if node.name in roles.markers and variable_of(node):
+            source = stage_of.get(node.inputs[0].node, 0)
+            stage[variable_of(node)] = min(source, stage.get(variable_of(node), source))
+    return stage
+
+
 def place_update(
     graph: Graph, roles: Roles, stage_of: Mapping[str, int], layout: Layout, owner: Mapping[str, int]
 ) -> dict[str, int]:
-    """The device of every operation that runs once per step: the owner's for a gradient, else that of its largest input."""
+    """The device of every operation that runs once per step: for a gradient its owner's, else its largest input's."""
     device: dict[str, int] = {}
     for node in graph:
         if not roles.per_step(node.name) and node.name not in roles.markers:

@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
+from rich.console import RenderableType
+
+from whale_tf._protos import plan_pb2
+from whale_tf.errors import PlanError
 from whale_tf.ir.graph import Ref
-from whale_tf.plan.grid import Grid
+from whale_tf.plan.grid import Action, Grid
 from whale_tf.plan.layout import Layout
-
-
-@dataclass(frozen=True)
-class StageCost:
-    """What one stage holds and moves, for one replica.
-
-    Attributes:
-      name: the user's; its number if it has none.
-      ops: operations, forward and backward.
-      parameters: elements of the trained variables that it owns.
-      parameter_bytes: their bytes.
-      flops: floating-point operations of one micro-batch, forward and backward.
-      bytes_in: bytes of activations and gradients received per micro-batch.
-      bytes_out: the same, sent.
-      residual_bytes: bytes that one micro-batch's forward keeps for its backward.
-      peak_live: micro-batches whose residuals are kept at the same time, at most.
-    """
-
-    name: str
-    ops: int
-    parameters: int
-    parameter_bytes: int
-    flops: float
-    bytes_in: int
-    bytes_out: int
-    residual_bytes: int
-    peak_live: int
-
-    @property
-    def peak_bytes(self) -> int:
-        """Bytes of activations kept at the same time, at most."""
-        return self.residual_bytes * self.peak_live
+from whale_tf.plan.stage_cost import StageCost
+from whale_tf.plan.table import draw_plan, print_plan
 
 
 @dataclass(frozen=True)
@@ -59,6 +36,8 @@ class Plan:
       home_of: the device where the user's variable is.
       merges: how per-micro-batch values become the step's.
       stages: the cost of each stage.
+    Raises:
+      PlanError: the fields contradict each other.
     """
 
     layout: Layout
@@ -74,6 +53,44 @@ class Plan:
     merges: Mapping[Ref, str]
     stages: tuple[StageCost, ...]
 
+    def __post_init__(self) -> None:
+        wrong = list(self._contradictions())
+        if wrong:
+            raise PlanError(
+                "the plan contradicts itself",
+                details=wrong,
+                way_out="Count stages, replicas and devices from 0, and change all fields that speak of them together.",
+            )
+
+    def _contradictions(self) -> Iterator[str]:
+        replicas, stages, devices = self.layout.replicas, len(self.layout.stages), len(self.layout.devices)
+        if len(self.layout.places) != replicas or len(self.sizes) != replicas:
+            yield f"{replicas} replicas have shares, {len(self.layout.places)} places and {len(self.sizes)} sizes"
+        if len({len(row) for row in self.sizes}) > 1:
+            yield f"replicas have {', '.join(str(len(row)) for row in self.sizes)} micro-batches"
+        counts = (len(self.stages), self.grid.stages, self.forward_grid.stages)
+        if set(counts) != {stages}:
+            yield f"the layout has {stages} stages, costs and grids have {', '.join(map(str, counts))}"
+        if self.loss not in ("mean", "sum"):
+            yield f"the loss is '{self.loss}', and must be 'mean' or 'sum'"
+        yield from (
+            f"the stage of '{name}' is {stage}, and there are {stages}"
+            for name, stage in self.stage_of.items()
+            if not 0 <= stage < stages
+        )
+        for mapping in (self.device_of, self.owner, self.home_of):
+            yield from (
+                f"the device of '{name}' is {device}, and there are {devices}"
+                for name, device in mapping.items()
+                if not 0 <= device < devices
+            )
+        yield from (
+            f"replica {replica} is on device {device}, and there are {devices}"
+            for replica, row in enumerate(self.layout.places)
+            for device in row
+            if not 0 <= device < devices
+        )
+
     @property
     def micro_batches(self) -> int:
         """Micro-batches of one replica."""
@@ -86,7 +103,7 @@ class Plan:
 
     @property
     def examples(self) -> int:
-        """The global batch."""
+        """The global batch; 0 if the step has none."""
         return sum(map(sum, self.sizes))
 
     @property
@@ -113,14 +130,88 @@ class Plan:
         return sum(map(sum, self.sizes[:replica])) + sum(self.sizes[replica][:i])
 
     def weight(self, replica: int, i: int) -> float:
-        """A micro-batch's part of the examples; 1 if the step has no batch."""
+        """A micro-batch's part of the examples; the same for all if the step has no batch."""
         return self.sizes[replica][i] / self.examples if self.examples else 1.0 / self.parts
 
     def share(self, replica: int) -> float:
         """A replica's part of the examples."""
         return sum(self.weight(replica, i) for i in range(self.micro_batches))
 
-    def __str__(self) -> str:
-        from whale_tf.plan.table import print_plan
+    @cached_property
+    def fingerprint(self) -> str:
+        """64 hexadecimal digits, equal for equal plans; only to be compared under the same release of protobuf."""
+        return hashlib.sha256(self.to_proto().SerializeToString(deterministic=True)).hexdigest()
 
+    def __str__(self) -> str:
         return print_plan(self)
+
+    def __rich__(self) -> RenderableType:
+        return draw_plan(self)
+
+    def to_proto(self) -> plan_pb2.Plan:
+        """The message of this plan."""
+        return plan_pb2.Plan(
+            layout=_layout_message(self.layout),
+            sizes=[plan_pb2.Sizes(examples=row) for row in self.sizes],
+            schedule=self.schedule,
+            loss=self.loss,
+            grid=_grid_message(self.grid),
+            forward_grid=_grid_message(self.forward_grid),
+            stage_of=self.stage_of,
+            device_of=self.device_of,
+            owner=self.owner,
+            home_of=self.home_of,
+            merges=[
+                plan_pb2.Merge(node=ref.node, index=ref.index, how=how) for ref, how in sorted(self.merges.items())
+            ],
+            stages=[plan_pb2.Stage(**dataclasses.asdict(stage)) for stage in self.stages],
+        )
+
+    @classmethod
+    def from_proto(cls, message: plan_pb2.Plan) -> Plan:
+        """The plan of a message.
+
+        Raises:
+          PlanError: its fields contradict each other.
+          ScheduleError: a grid cannot be read.
+        """
+        costs = [field.name for field in dataclasses.fields(StageCost)]
+        return cls(
+            _layout(message.layout),
+            tuple(tuple(row.examples) for row in message.sizes),
+            message.schedule,
+            message.loss,
+            _grid(message.grid),
+            _grid(message.forward_grid),
+            dict(sorted(message.stage_of.items())),
+            dict(sorted(message.device_of.items())),
+            dict(sorted(message.owner.items())),
+            dict(sorted(message.home_of.items())),
+            {Ref(merge.node, merge.index): merge.how for merge in message.merges},
+            tuple(StageCost(*(getattr(stage, name) for name in costs)) for stage in message.stages),
+        )
+
+
+def _layout_message(layout: Layout) -> plan_pb2.Layout:
+    return plan_pb2.Layout(
+        shares=layout.shares,
+        stages=layout.stages,
+        places=[plan_pb2.Places(devices=row) for row in layout.places],
+        devices=layout.devices,
+        idle=layout.idle,
+    )
+
+
+def _layout(message: plan_pb2.Layout) -> Layout:
+    places = tuple(tuple(row.devices) for row in message.places)
+    return Layout(tuple(message.shares), tuple(message.stages), places, tuple(message.devices), message.idle)
+
+
+def _grid_message(grid: Grid) -> plan_pb2.Grid:
+    rows = [" ".join(map(str, row)) for row in grid.rows]
+    return plan_pb2.Grid(rows=rows, stages=grid.stages, micro_batches=grid.micro_batches)
+
+
+def _grid(message: plan_pb2.Grid) -> Grid:
+    rows = tuple(tuple(map(Action.parse, row.split())) for row in message.rows)
+    return Grid(rows, message.stages, message.micro_batches)

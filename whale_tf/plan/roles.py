@@ -8,7 +8,8 @@ values and updates again (a GAN trained in turns) has 0, 1, 2 and 3.
                   max over its inputs   otherwise
                   + 1                   behind a final gradient marker, and where a per-example value meets an odd phase
 
-A marker from which another marker can be reached without an update in between is an inner one (a gradient penalty), and ordinary forward code.
+A marker that another gradient call differentiates through is an inner one (a gradient penalty), and so is the gradient of a per-example tensor:
+both are ordinary per-example code.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from whale_tf.ir.graph import Graph, Node, Ref, Shape
+from whale_tf.plan.reductions import FLOATS, reduction_of
 
 FREE = -1
 RANDOM = frozenset(
@@ -29,7 +31,6 @@ RANDOM = frozenset(
         "StatelessParameterizedTruncatedNormal", "StatelessShuffle", "StatelessSampleDistortedBoundingBox",
     }
 )  # fmt: skip
-FLOATS = frozenset({"float16", "bfloat16", "float32", "float64"})
 ACCUMULATED = frozenset({"SUM", "MEAN"})
 
 
@@ -66,15 +67,19 @@ def variable_of(node: Node) -> str:
     return node.attrs["variable"].decode()
 
 
-def find_roles(graph: Graph) -> Roles:
-    """The roles of every node of a step."""
-    markers = _final_markers(graph)
+def find_roles(graph: Graph, examples: int = 0) -> Roles:
+    """The roles of every node of a step.
+
+    Args:
+      examples: the size of the micro-batch that the graph was traced at; 0 if nothing in it is a batch.
+    """
+    markers = _final_markers(graph, examples)
+    once = _accumulated_once(graph, examples)
     per_example = _random_ops_of_examples(graph, markers)
-    aggregation = {variable_of(node): node.attrs["aggregation"].decode() for node in graph if node.op == "Variable"}
     carried: frozenset[str] = frozenset()
     early: frozenset[str] = frozenset()
     while True:
-        phase, late = _phases(graph, markers, per_example, carried, aggregation, early)
+        phase, late = _phases(graph, markers, per_example, carried, once, early)
         written = {variable_of(n) for n in graph if n.op == "Write" and phase[n.name] >= 0 and phase[n.name] % 2 == 0}
         demoted = _needed_by_micro(graph, phase, late)
         if written <= carried and demoted <= early:
@@ -85,18 +90,42 @@ def find_roles(graph: Graph) -> Roles:
     return Roles(phase, backward, markers, carried, 1 + max((p for p in phase.values()), default=0))
 
 
-def _final_markers(graph: Graph) -> frozenset[str]:
-    """Markers from which no other gradient call is reached before a Write."""
-    calls: dict[int, list[str]] = {}
+def _final_markers(graph: Graph, examples: int) -> frozenset[str]:
+    """Gradients that are reduced over the examples: not of per-example tensors, and not differentiated again."""
+    again = {graph[node.twin].call for node in graph if node.twin and node.twin in graph and graph[node.twin].call != node.call}
+    return frozenset(
+        node.name
+        for node in graph
+        if node.op == "Gradient"
+        and node.attrs["call"] not in again
+        and not (node.outputs[0].shape[:1] == (examples,) and not variable_of(node) and node.attrs["part"] == b"dense")
+    )
+
+
+def _accumulated_once(graph: Graph, examples: int) -> frozenset[str]:
+    """Nodes that add to an accumulated variable something that the whole batch has one of, like its mean loss.
+
+    A constant that is added (a metric's count) goes with what was accumulated before it.
+    """
+    once: set[str] = set()
+    accumulated = {variable_of(n) for n in graph if n.op == "Variable" and n.attrs["aggregation"].decode() in ACCUMULATED}
+    last = False
+    behind = _reachable(graph, [node.name for node in graph if node.op == "Gradient"]) if accumulated else set()
+    batch = _reachable(graph, [node.name for node in graph if node.op == "Input" and node.attrs["batch"]]) if accumulated else set()
     for node in graph:
-        if node.op == "Gradient":
-            calls.setdefault(node.attrs["call"], []).append(node.name)
-    final: set[str] = set()
-    for call, names in calls.items():
-        reached = _reachable(graph, names)
-        if not any(graph[name].op == "Gradient" and graph[name].attrs["call"] != call for name in reached):
-            final.update(names)
-    return frozenset(final)
+        if node.op != "Write" or variable_of(node) not in accumulated:
+            continue
+        added = graph[node.inputs[0].node]
+        terms = [ref for ref in added.inputs if graph[ref.node].op not in ("Variable", "Write")]
+        if added.op == "AddV2" and len(terms) == 1 and terms[0].node in behind:
+            last = True
+        elif added.op == "AddV2" and len(terms) == 1 and terms[0].node in batch:
+            last = graph.type_of(terms[0]).shape == Shape() and reduction_of(graph, terms[0], examples) == "mean"
+        elif added.op != "AddV2" or len(terms) != 1:
+            last = False
+        if last:
+            once.update((added.name, node.name))
+    return frozenset(once)
 
 
 def _reachable(graph: Graph, names: Iterable[str]) -> set[str]:
@@ -128,13 +157,14 @@ def _phases(
     markers: frozenset[str],
     per_example: frozenset[str],
     carried: frozenset[str],
-    aggregation: Mapping[str, str],
+    once: frozenset[str],
     early: frozenset[str],
 ) -> tuple[dict[str, int], set[str]]:
     """One sweep; `late` are nodes that could wait until states are merged, `early` those known to be wanted before."""
     phase: dict[str, int] = {}
     late: set[str] = set()
     merges: set[str] = set()
+    accumulated = {variable_of(n) for n in graph if n.op == "Variable" and n.attrs["aggregation"].decode() in ACCUMULATED}
     for node in graph:
         name, op = node.name, node.op
         inputs = [phase[ref.node] for ref in node.inputs]
@@ -144,7 +174,7 @@ def _phases(
         elif op == "Variable":
             level = 0 if variable_of(node) in carried else FREE
         elif op == "Write":
-            if level == FREE and aggregation[variable_of(node)] in ACCUMULATED:
+            if level == FREE and variable_of(node) in accumulated and name not in once:
                 level = 0
             if _is_micro(level):
                 merges.add(name)
@@ -152,6 +182,8 @@ def _phases(
             level += _is_micro(level)
         elif name in per_example:
             level = max(0, level + level % 2 if level > 0 else 0)
+        elif name in once and _is_micro(level):
+            level += 1
         elif level >= 0:
             level = _meeting(graph, node, phase, level, merges, late, name in early)
             if level % 2 and all(ref.node in merges or not _is_micro(phase[ref.node]) for ref in node.inputs):

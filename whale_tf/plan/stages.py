@@ -1,8 +1,8 @@
 """Which stage each per-micro-batch operation belongs to.
 
 forward   by its scope; without one it joins its latest producer, and before any producer its earliest consumer.
-backward  the stage of its forward twin, but never later than the gradients it takes: gradients only travel towards stage 0.
-          Without a twin it joins the gradients it takes, or, if it takes none, its latest consumer.
+backward  the stage of its forward twin, but never later than the gradients it takes: gradients only travel towards
+          stage 0. Without a twin it joins the gradients it takes; one that takes none moves down to its latest consumer.
 """
 
 from __future__ import annotations
@@ -77,11 +77,17 @@ def _sink(graph: Graph, nodes: list[Node], stage: dict[str, int]) -> None:
         stage[node.name] = min(stage[node.name], max(consumers, default=stage[node.name]))
 
 
-def _backwards_error(wrong: list[tuple[Node, Node]], stage: Mapping[str, int], line_of: Callable[[str], Line]) -> PlanError:
+def _backwards_error(
+    wrong: list[tuple[Node, Node]], stage: Mapping[str, int], line_of: Callable[[str], Line]
+) -> PlanError:
     node, source = wrong[0]
     return PlanError(
         f"'{node.name}' of stage {stage[node.name]} needs '{source.name}' of the later stage {stage[source.name]}",
-        details=[f"{len(wrong)} values flow to an earlier stage" if len(wrong) > 1 else "forward data only flows to later stages"],
+        details=[
+            f"{len(wrong)} values flow to an earlier stage"
+            if len(wrong) > 1
+            else "forward data only flows to later stages"
+        ],
         at=[line_of(node.name), line_of(source.name)],
         way_out="Open the stages in the order the data flows, or give both places the same stage name.",
     )

@@ -21,19 +21,33 @@ from whale_tf.rewrite.merge import Merging
 from whale_tf.rewrite.placed import HOST, Placed
 from whale_tf.rewrite.program import Program
 
+@dataclass(frozen=True)
+class Variant:
+    """The step at one size of micro-batch.
+
+    Attributes:
+      graph: what is not the same at every size and depends on no example has a name of its own (see `tell_apart`).
+      functions: its stage functions.
+    """
+
+    graph: Graph
+    roles: Roles
+    functions: Mapping[Key, StageFunction]
+
+
 @dataclass
 class Binder:
     """The main graph under construction.
 
     Attributes:
       graph: the step at the size of its largest micro-batch.
-      functions: stage functions by key, for each size of micro-batch.
+      variants: the step at each size of micro-batch.
     """
 
     graph: Graph
     roles: Roles
     plan: Plan
-    functions: Mapping[int, Mapping[Key, StageFunction]]
+    variants: Mapping[int, Variant]
     nodes: dict[str, Node] = field(default_factory=dict)
     micro: dict[tuple[Ref, int, int], Placed] = field(default_factory=dict)
     step: dict[Ref, Placed] = field(default_factory=dict)
@@ -55,17 +69,34 @@ class Binder:
         outputs = [self.move(self._output(index, ref), HOST) for index, ref in enumerate(self.graph.outputs)]
         effects = self._effects()
         main = Graph.of(self.nodes.values(), outputs, effects)
-        names = {self.name_of(function.key, size): function for size, cut in self.functions.items() for function in cut.values()}
+        names = {
+            self.name_of(function.key, size): function
+            for size, variant in self.variants.items()
+            for function in variant.functions.values()
+        }
         return Program(main, names, self.plan.layout.devices, self.plan.inline)
 
     def name_of(self, key: Key, size: int) -> str:
         """The name of a stage function for one size of micro-batch."""
-        return f"{key}/{size}" if len(self.functions) > 1 else str(key)
+        return f"{key}/{size}" if len(self.variants) > 1 else str(key)
+
+    def node(self, name: str) -> Node:
+        """A node of the step that depends on no example, or on all: of whatever size it was traced at."""
+        if name in self.graph:
+            return self.graph[name]
+        return next(variant.graph[name] for variant in self.variants.values() if name in variant.graph)
+
+    def copyable(self, node: Node) -> bool:
+        """Whether any device may compute the node for itself: it is stateless and depends on no example."""
+        if node.stateful or node.op in BOUNDARY or node.op == "Gradient" or node.name in self.plan.device_of:
+            return False
+        return node.name not in self.graph or self.roles.phase[node.name] == FREE
 
     # Nodes
 
     def add(self, name: str, op: str, inputs: Iterable[Ref], outputs: Iterable[TensorType], device: int, **attrs: Any) -> Ref:
         """One node of the main graph."""
+        name = name.replace(":", "/")
         unique, count = name, 1
         while unique in self.nodes:
             unique, count = f"{name}_{count}", count + 1
@@ -95,7 +126,7 @@ class Binder:
 
     def _actions(self, phase: int) -> None:
         """The calls of one phase, replica by replica within a clock step, so that what an action takes was added before."""
-        keys = {key for cut in self.functions.values() for key in cut if key.phase == phase}
+        keys = {key for variant in self.variants.values() for key in variant.functions if key.phase == phase}
         if not keys:
             return
         grid = self.plan.grid if any(key.kind != "F" for key in keys) else self.plan.forward_grid
@@ -107,7 +138,8 @@ class Binder:
     def _call(self, phase: int, action: Action, replica: int) -> None:
         i, key = action.micro_batch, Key(phase, action.stage, action.kind)
         size = self.plan.sizes[replica][i]
-        function = self.functions[size].get(key)
+        variant = self.variants[size]
+        function = variant.functions.get(key)
         if function is None:
             return
         device = self.plan.layout.device_of(replica, action.stage)
@@ -121,8 +153,8 @@ class Binder:
         self.last_call[device] = call
         for index, ref in enumerate(function.results):
             self.micro[ref, replica, i] = Placed(Ref(call, index), device)
-            if self.graph[ref.node].op == "Write":
-                self.state[variable_of(self.graph[ref.node]), replica] = (ref, i)
+            if variant.graph[ref.node].op == "Write":
+                self.state[variable_of(variant.graph[ref.node]), replica] = (ref, i)
         for index, marker in enumerate(function.sums, len(function.results)):
             given = self.sums.setdefault((marker, replica), [])
             if self.plan.micro_batches > 1 and self.graph[marker].attrs["part"] == b"dense":
@@ -202,36 +234,33 @@ class Binder:
 
     def step_on(self, ref: Ref, device: int) -> Ref:
         """A value of the step on a device; what depends on no example is computed there anew."""
-        node = self.graph[ref.node]
-        pure = self.roles.phase[ref.node] == FREE and not node.stateful and node.op not in BOUNDARY and node.op != "Gradient"
-        if not pure or node.name in self.plan.device_of:
+        if not self.copyable(self.node(ref.node)):
             return self.move(self.step_value(ref), device)
         stack = [ref.node]
         while stack:
-            here = self.graph[stack[-1]]
+            here = self.node(stack[-1])
             if (Ref(here.name), device) in self.copies:
                 stack.pop()
                 continue
-            missing = [r.node for r in here.inputs if self._copied(r) and (Ref(r.node), device) not in self.copies]
+            inside = [r for r in here.inputs if self.copyable(self.node(r.node))]
+            missing = [r.node for r in inside if (Ref(r.node), device) not in self.copies]
             if missing:
                 stack.extend(missing)
                 continue
-            inputs = [self.copies[Ref(r.node), device]._replace(index=r.index) if self._copied(r) else self.step_on(r, device) for r in here.inputs]
+            inputs = [self._copy(r, device) if r in inside else self.step_on(r, device) for r in here.inputs]
             made = self.add(here.name, here.op, inputs, here.outputs, device, **here.attrs)
             self.copies[Ref(here.name), device] = made
             stack.pop()
-        return self.copies[Ref(ref.node), device]._replace(index=ref.index)
+        return self._copy(ref, device)
 
-    def _copied(self, ref: Ref) -> bool:
-        node = self.graph[ref.node]
-        pure = self.roles.phase[ref.node] == FREE and not node.stateful and node.op not in BOUNDARY and node.op != "Gradient"
-        return pure and node.name not in self.plan.device_of
+    def _copy(self, ref: Ref, device: int) -> Ref:
+        return self.copies[Ref(ref.node), device]._replace(index=ref.index)
 
     def step_value(self, ref: Ref) -> Placed:
         """A value of the step where the plan computes it."""
         first = Ref(ref.node)
         if first not in self.step:
-            self.step[first] = self._make(self.graph[ref.node])
+            self.step[first] = self._make(self.node(ref.node))
         made = self.step[first]
         return Placed(made.ref._replace(index=made.ref.index + ref.index), made.device)
 
@@ -245,7 +274,7 @@ class Binder:
             return Placed(self.add(node.name, "Outside", [], node.outputs, HOST, **node.attrs), HOST)
         if node.name in self.roles.markers:
             return self.merging.gradient(node)
-        if self.roles.per_micro_batch(node.name):
+        if node.name in self.graph and self.roles.per_micro_batch(node.name):
             return self.merging.value(Ref(node.name))
         device = self.plan.device_of.get(node.name, HOST)
         inputs = [self._step_input(ref, device) for ref in node.inputs]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from whale_tf.ir.graph import DType, Graph, Node, Ref, Shape, TensorType
+from whale_tf.plan.reductions import reduction_of
 from whale_tf.plan.roles import FREE, Roles, variable_of
 
 BACKWARD_KINDS = frozenset({"B", "I", "W"})
@@ -76,11 +77,13 @@ class Cut:
       accumulate: there are several micro-batches, so sums are handed from one to the next.
       weighted: micro-batches differ in size and the loss is a mean, so each is weighted by its share.
       split_backward: B is split into I and W.
+      examples: the size of the micro-batch, where gradients of per-example tensors have to be scaled to the whole batch; else 0.
     """
 
     accumulate: bool
     weighted: bool
     split_backward: bool
+    examples: int
 
 
 def cut(graph: Graph, roles: Roles, stage_of: Mapping[str, int], how: Cut) -> dict[Key, StageFunction]:
@@ -109,7 +112,7 @@ def cut(graph: Graph, roles: Roles, stage_of: Mapping[str, int], how: Cut) -> di
 def _parts(graph: Graph, roles: Roles, stage_of: Mapping[str, int], how: Cut) -> dict[str, Key]:
     parts: dict[str, Key] = {}
     for name, stage in stage_of.items():
-        if name not in roles.markers:
+        if name in graph and name not in roles.markers:
             parts[name] = Key(roles.phase[name], stage, "B" if name in roles.backward else "F")
     writers = {variable_of(node): parts[node.name] for node in reversed(list(graph)) if node.op == "Write" and node.name in parts}
     for node in graph:
@@ -201,7 +204,8 @@ class _Assembly:
             if node.op == "Variable":
                 continue
             control = tuple(effects[-1:]) if node.name in self.graph.effects and node.op != "Write" else ()
-            self.nodes[node.name] = node.with_(inputs=tuple(self._input(ref) for ref in node.inputs), control=control)
+            inputs = tuple(self._input(ref) for ref in node.inputs)
+            self.nodes[node.name] = self._part_of_mean(node, inputs[0]) if self._is_part(node) else node.with_(inputs=inputs, control=control)
             if node.name in self.graph.effects and node.op != "Write":
                 effects.append(node.name)
         outputs = [self._input(ref) for ref in results]
@@ -266,6 +270,19 @@ class _Assembly:
             self.nodes[f"{marker.name}/sum"] = like.with_(name=f"{marker.name}/sum", op="AddV2", inputs=(before, ref))
             ref = Ref(f"{marker.name}/sum")
         return ref
+
+    def _is_part(self, node: Node) -> bool:
+        """Whether it is the gradient of a mean with respect to examples: the mean over a part is not yet that over all."""
+        if node.op != "Gradient" or not self.how.examples or node.outputs[0].shape[:1] != (self.how.examples,):
+            return False
+        target = node.attrs["target"].decode()
+        return target in self.graph and reduction_of(self.graph, Ref(target), self.how.examples) == "mean"
+
+    def _part_of_mean(self, node: Node, ref: Ref) -> Node:
+        kind = node.outputs[0]
+        scaled = self._weighted(node.with_(attrs={"T": kind.dtype}), ref, kind)
+        made = self.nodes.pop(scaled.node)
+        return made.with_(name=node.name)
 
     def _weighted(self, like: Node, ref: Ref, kind: TensorType) -> Ref:
         weight = self.argument(Source("weight"), TensorType(DType("float32"), Shape()))

@@ -34,21 +34,30 @@ class Merging:
     def gradient(self, marker: Node) -> Placed:
         """A marker's gradient over all examples, on the device that owns it."""
         binder, plan = self.binder, self.binder.plan
-        source = marker.inputs[0]
-        if not binder.roles.per_micro_batch(source.node):
-            device = plan.device_of.get(marker.name, HOST)
-            return Placed(binder.step_on(source, device), device)
-        device = plan.device_of[marker.name]
-        parts = [part for r in range(plan.layout.replicas) for part in binder.sums[marker.name, r]]
-        values = [binder.move(part, device) for part in parts]
-        kind = marker.outputs[0]
-        if marker.attrs["part"] != b"dense":
-            total = self._concat(marker.name, values, kind, device)
+        device, kind, part = plan.device_of.get(marker.name, HOST), marker.outputs[0], marker.attrs["part"]
+        if not self._per_micro_batch(marker):
+            return Placed(binder.step_on(marker.inputs[0], device), device)
+        if not binder.roles.per_micro_batch(marker.inputs[0].node):
+            values = [binder.step_on(marker.inputs[0], device)] * plan.parts
+            if plan.loss == "mean" and not plan.even and part == b"values":
+                weights = [plan.weight(r, i) for r, i in plan.part_order()]
+                values = [self._scaled(marker.name, v, w, kind, device) for v, w in zip(values, weights, strict=True)]
         else:
+            values = [binder.move(s, device) for r in range(plan.layout.replicas) for s in binder.sums[marker.name, r]]
+        if part == b"dense":
             total = self._add_n(marker.name, values, kind, device)
-        if plan.loss == "mean" and plan.even and marker.attrs["part"] != b"indices":
+        else:
+            total = self._concat(marker.name, values, kind, device)
+        if plan.loss == "mean" and plan.even and part != b"indices":
             total = self._scaled(marker.name, total, 1.0 / plan.parts, kind, device)
         return Placed(total, device)
+
+    def _per_micro_batch(self, marker: Node) -> bool:
+        """Whether there is one for each micro-batch: the parts of IndexedSlices belong together, though one may be constant."""
+        sources = [marker.inputs[0].node]
+        if marker.attrs["partner"] and marker.attrs["partner"].decode() in self.binder.graph:
+            sources.append(self.binder.graph[marker.attrs["partner"].decode()].inputs[0].node)
+        return any(self.binder.roles.per_micro_batch(source) for source in sources)
 
     def _merged(self, ref: Ref) -> Placed:
         binder, plan = self.binder, self.binder.plan
@@ -76,6 +85,9 @@ class Merging:
         return Placed(total, device)
 
     def _part(self, ref: Ref, replica: int, i: int) -> Placed:
+        variant = self.binder.variants[self.binder.plan.sizes[replica][i]]
+        if ref in self.binder.graph.outputs:
+            ref = variant.graph.outputs[self.binder.graph.outputs.index(ref)]
         if self.binder.graph[ref.node].op == "Input":
             return self.binder.slice(ref, replica, i)
         return self.binder.micro[ref, replica, i]

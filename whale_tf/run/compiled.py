@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,11 +54,21 @@ class Compiled:
         self.parts = parts
         self.plan = parts.plan
         self.program = parts.program
-        self._lowered = self._register(parts.program)
+        self.lowered, names = self._register(parts.program)
+        weakref.finalize(self, _remove, names)
 
     def __call__(self, tensors: Sequence[tf.Tensor]) -> Any:
         """Runs the step on the global batch; the variables have their new values when it returns."""
-        return self.parts.result(self._run(self._lowered, tensors))
+        return self.parts.result(self._run(self.lowered, tensors))
+
+    @contextlib.contextmanager
+    def variant(self, program: Program) -> Iterator[Callable[[Sequence[tf.Tensor]], list[tf.Tensor]]]:
+        """Another program of the same step while the context lasts: takes the global batch, gives its flat outputs."""
+        lowered, names = self._register(program)
+        try:
+            yield lambda tensors: self._run(lowered, tensors)
+        finally:
+            _remove(names)
 
     def _run(self, lowered: Lowered, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         inputs = [tensors[index] for index in lowered.arguments]
@@ -70,8 +81,8 @@ class Compiled:
             raise run_error(error, self.parts) from error
         return [] if outputs is None else list(outputs)
 
-    def _register(self, program: Program) -> Lowered:
-        """Lowers a program and makes its functions known to TensorFlow until this object goes."""
+    def _register(self, program: Program) -> tuple[Lowered, list[str]]:
+        """Lowers a program and makes its functions known to TensorFlow; gives the names under which they are."""
         lowered = lower(program, self.parts.calls, f"whale_{next(_numbers)}")
         here = context.context()
         for function in self.parts.library.values():
@@ -81,8 +92,7 @@ class Compiled:
         for function in (*lowered.functions, lowered.main):
             here.add_function_def(function)
             names.append(function.signature.name)
-        weakref.finalize(self, _remove, names)
-        return lowered
+        return lowered, names
 
 
 def _remove(names: Sequence[str]) -> None:

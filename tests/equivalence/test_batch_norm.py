@@ -1,0 +1,150 @@
+"""BatchNorm: the statistics are those of a micro-batch, and moving averages go along the micro-batches of a replica.
+
+    replica 0    a ─ 2 examples ─▶ a' ─ 2 examples ─▶ a'' ─╮
+    replica 1    a ─ 2 examples ─▶ b' ─ 1 example ──▶ b'' ─┴▶ mean, weighted by examples ─▶ the new moving average
+
+The reference does exactly that in a Python loop on one device, and divides a batch as the step does: replicas first,
+the earlier ones taking what is left over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import pytest
+import tensorflow as tf
+
+from tests.equivalence.harness import (
+    SEED,
+    TOLERANCE,
+    Case,
+    Layout,
+    Numbers,
+    Scopes,
+    Training,
+    check,
+    differences,
+    fresh,
+    numbers,
+    parallel,
+)
+from tests.equivalence.models import CLASSES, WIDTH, classified, cross_entropy, dense, optimized, variables_of
+
+
+def normalized(scopes: Scopes) -> Training:
+    """Four dense layers, of which two are followed by BatchNorm."""
+    return training_and_blocks(scopes)[0]
+
+
+def training_and_blocks(scopes: Scopes) -> tuple[Training, list[Any]]:
+    """The training, whose owners end with the two BatchNorms and the optimizer, and its blocks."""
+    norms = [keras.layers.BatchNormalization(momentum=0.8) for _ in range(2)]
+    for norm in norms:
+        norm.build((None, WIDTH))
+    layers = [dense(WIDTH), dense(WIDTH), dense(WIDTH), dense(CLASSES, activation=None)]
+    blocks = [
+        layers[0],
+        lambda h: norms[0](layers[1](h), training=True),
+        lambda h: norms[1](layers[2](h), training=True),
+        layers[3],
+    ]
+    variables = variables_of([*layers, *norms])
+    optimizer = optimized(keras.optimizers.SGD(0.1, momentum=0.9), variables)
+
+    def step(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape, scopes.replica:
+            loss = cross_entropy(y, scopes.through(blocks, x))
+        optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        return loss
+
+    return Training(step, classified(scopes.examples), [*layers, *norms, optimizer]), blocks
+
+
+def parts(total: int, weights: Sequence[float]) -> list[int]:
+    """Divides examples by weights, in whole numbers that are as near as can be; ties go to the earlier parts."""
+    exact = [total * weight / sum(weights) for weight in weights]
+    sizes = [int(size) for size in exact]
+    nearest = sorted(range(len(sizes)), key=lambda i: (sizes[i] - exact[i], i))
+    for i in nearest[: total - sum(sizes)]:
+        sizes[i] += 1
+    return sizes
+
+
+def by_definition(layout: Layout) -> Numbers:
+    """The numbers of the same training with replicas and micro-batches written as loops."""
+    keras.utils.set_random_seed(SEED)
+    whole, blocks = training_and_blocks(Scopes(Layout(examples=layout.examples)))
+    *layers, optimizer = whole.owners
+    moving = [variable for layer in layers for variable in layer.non_trainable_variables]
+    variables = variables_of(layers)
+    one = Scopes(Layout())
+
+    def gradients_of(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        with tf.GradientTape() as tape:
+            loss = cross_entropy(y, one.through(blocks, x))
+        return loss, tape.gradient(loss, variables)
+
+    def step(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        begin = [tf.identity(variable.value) for variable in moving]
+        ends = [tf.zeros_like(value) for value in begin]
+        total, sums, first = tf.constant(0.0), [tf.zeros_like(variable) for variable in variables], 0
+        for examples in parts(layout.examples, layout.shares or [1] * layout.replicas):
+            for variable, value in zip(moving, begin, strict=True):
+                variable.assign(value)
+            for size in parts(examples, [1] * layout.micro_batches):
+                loss, gradients = gradients_of(x[first : first + size], y[first : first + size])
+                first, share = first + size, size / layout.examples
+                total += share * loss
+                sums = [a + share * b for a, b in zip(sums, gradients, strict=True)]
+            share = examples / layout.examples
+            ends = [end + share * variable.value for end, variable in zip(ends, moving, strict=True)]
+        for variable, value in zip(moving, ends, strict=True):
+            variable.assign(value)
+        optimizer.apply_gradients(zip(sums, variables, strict=True))
+        return total
+
+    return numbers(whole, tf.function(step, autograph=False))
+
+
+# A micro-batch has 4 examples or more: with 2, every normalized number is 1 or -1, and gradients are rounding.
+LAYOUTS = (
+    Layout(micro_batches=4),
+    Layout(replicas=2),
+    Layout(replicas=2, stages=2, micro_batches=4, examples=32),
+    Layout(replicas=4, stages=2, micro_batches=2, schedule="gpipe", examples=32),
+    Layout(stages=4, micro_batches=4, schedule="zero_bubble"),
+    Layout(replicas=2, stages=2, micro_batches=2, examples=22),
+    Layout(replicas=2, stages=2, micro_batches=2, shares=(3, 1), examples=32),
+    Layout(stages=4, devices=2, micro_batches=4, schedule="interleaved"),
+)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_statistics_are_those_of_a_micro_batch(layout: Layout) -> None:
+    step, whole = parallel(Case(normalized), layout)
+    wrong = differences(numbers(whole, step), by_definition(layout), TOLERANCE)
+    assert not wrong, "\n  ".join([str(layout), *wrong])
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(stages=2), Layout(stages=4, schedule="gpipe")], ids=str)
+def test_stages_alone_equal_one_device(layout: Layout) -> None:
+    check(Case(normalized), layout)
+
+
+def test_definition_with_one_part_is_one_device() -> None:
+    """The reference of this file agrees with the plain one where the two mean the same."""
+    plain = fresh(Case(normalized), Layout())
+    assert not differences(by_definition(Layout()), numbers(plain, tf.function(plain.step)), TOLERANCE)
+
+
+def test_definition_differs_from_one_device() -> None:
+    """Else the tests above would say nothing about micro-batches."""
+    plain = fresh(Case(normalized), Layout())
+    assert differences(by_definition(Layout(micro_batches=4)), numbers(plain, tf.function(plain.step)), 100 * TOLERANCE)
+
+
+def test_verify_sees_other_statistics() -> None:
+    step, whole = parallel(Case(normalized), Layout(micro_batches=4))
+    assert step.verify(*whole.batches[0]).largest > 100 * TOLERANCE

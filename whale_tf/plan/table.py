@@ -1,0 +1,145 @@
+"""A plan as a person reads it: what it decided, one row per stage, idle devices, and the schedule where it fits.
+
+From the text of one:
+
+    2 replicas, 2 stages, 2 micro-batches of 4 examples, schedule 1f1b (bubble 33%), loss mean, global batch 16
+
+    stage     ops   parameters   devices        FLOPs     in    out   residuals   live activations
+    ──────────────────────────────────────────────────────────────────────────────────────────────
+    encoder     2           48   CPU:0, CPU:2     768   96 B   96 B         0 B      2 x 0 B = 0 B
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from io import StringIO
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from whale_tf.annotate.cluster import NAME
+from whale_tf.plan.check_schedule import check_grid
+
+if TYPE_CHECKING:
+    from whale_tf.plan.plan import Plan
+
+WIDTH = 120
+GRID_WIDTH = 100
+_NOTE = (
+    "FLOPs and bytes in, out and of residuals are those of one micro-batch, the largest, forward and backward.\n"
+    "Live activations: micro-batches kept for their backward at the same time x residuals, at most."
+)
+_ACTION_STYLES = {r"\d+F\d+": "green", r"\d+[BI]\d+": "blue", r"\d+W\d+": "magenta"}
+
+
+def print_plan(plan: Plan) -> str:
+    """The plan as plain text of at most WIDTH columns, the same whatever the terminal is."""
+    console = Console(file=StringIO(), width=WIDTH, color_system=None, legacy_windows=False, _environ={})
+    with console.capture() as printed:
+        console.print(draw_plan(plan))
+    return "\n".join(line.rstrip() for line in printed.get().splitlines())
+
+
+def draw_plan(plan: Plan) -> RenderableType:
+    """The plan for a rich console."""
+    parts: list[RenderableType] = [Text(", ".join(_decisions(plan)), style="bold"), "", _stage_table(plan)]
+    parts += [Text(_NOTE, style="dim"), ""]
+    idle = _idle(plan)
+    if idle:
+        parts += [Text(f"idle: {', '.join(idle)}", style="yellow"), ""]
+    return Group(*parts, _schedule(plan))
+
+
+def _decisions(plan: Plan) -> Iterator[str]:
+    shares = plan.layout.shares
+    even = all(abs(share - shares[0]) < 1e-9 for share in shares)
+    yield _counted(len(shares), "replica") + ("" if even else f" ({', '.join(f'{share:.3g}' for share in shares)})")
+    yield _counted(len(plan.layout.stages), "stage")
+    yield _counted(plan.micro_batches, "micro-batch", "es") + (f" of {_sizes(plan.sizes)}" if plan.examples else "")
+    yield f"schedule {plan.schedule} (bubble {check_grid(plan.grid).bubble:.0%})"
+    yield f"loss {plan.loss}"
+    yield f"global batch {plan.examples}" if plan.examples else "no batch"
+
+
+def _counted(count: int, noun: str, ending: str = "s") -> str:
+    return f"{count} {noun}" + ending * (count != 1)
+
+
+def _sizes(sizes: Sequence[Sequence[int]]) -> str:
+    """`4 examples` where all are equal; else the runs of equal ones, `2x3 + 1x2`, per replica where those differ."""
+    if len({size for row in sizes for size in row}) == 1:
+        return _counted(sizes[0][0], "example")
+    rows = [" + ".join(f"{len(list(run))}x{size}" for size, run in groupby(row)) for row in sizes]
+    return (rows[0] if len(set(rows)) == 1 else " | ".join(rows)) + " examples"
+
+
+def _stage_table(plan: Plan) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    table.add_column("stage", style="cyan", overflow="fold")
+    table.add_column("ops", justify="right", no_wrap=True)
+    table.add_column("parameters", justify="right", no_wrap=True)
+    table.add_column("devices", style="green", overflow="fold")
+    for head in ("FLOPs", "in", "out", "residuals", "live activations"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for index, stage in enumerate(plan.stages):
+        table.add_row(
+            Text(stage.name or "the whole step"),
+            f"{stage.ops:,}",
+            f"{stage.parameters:,}",
+            ", ".join(_devices(plan, index)),
+            _in_units(stage.flops, 1000, ("", "k", "M", "G", "T", "P", "E")),
+            _bytes(stage.bytes_in),
+            _bytes(stage.bytes_out),
+            _bytes(stage.residual_bytes),
+            f"{stage.peak_live} x {_bytes(stage.residual_bytes)} = {_bytes(stage.peak_bytes)}",
+        )
+    return table
+
+
+def _devices(plan: Plan, stage: int) -> Iterator[str]:
+    layout = plan.layout
+    return (_short(layout.devices[layout.device_of(replica, stage)]) for replica in range(layout.replicas))
+
+
+def _idle(plan: Plan) -> list[str]:
+    used = {place for row in plan.layout.places for place in row}
+    return [_short(name) for index, name in enumerate(plan.layout.devices) if index not in used]
+
+
+def _short(name: str) -> str:
+    """`CPU:1`, and `2/CPU:1` in task 2; a name that is not TensorFlow's stays as it is."""
+    match = NAME.fullmatch(name)
+    if match is None:
+        return name
+    task = (match["task"] or "").rpartition("task:")[2]
+    own = f"{match['kind']}:{match['index']}"
+    return own if task in ("", "0") else f"{task}/{own}"
+
+
+def _schedule(plan: Plan) -> Text:
+    """The grid, or where it is too wide one line that says how to see it."""
+    grid = str(plan.grid)
+    columns = max(map(len, grid.splitlines()), default=0)
+    if columns > GRID_WIDTH:
+        return Text(f"The schedule is {columns} columns wide: print(plan.grid) shows it.", style="dim")
+    text = Text(grid, no_wrap=True, overflow="ignore")
+    for pattern, style in _ACTION_STYLES.items():
+        text.highlight_regex(pattern, style)
+    return text
+
+
+def _bytes(count: int) -> str:
+    return _in_units(count, 1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB"))
+
+
+def _in_units(value: float, step: int, units: Sequence[str]) -> str:
+    """Three digits or more, in the largest unit that leaves at least 1: `999 B`, `1.0 KiB`."""
+    unit = 0
+    while value >= step and unit + 1 < len(units):
+        value /= step
+        unit += 1
+    return f"{value:.1f} {units[unit]}" if unit else f"{value:.0f} {units[0]}".rstrip()

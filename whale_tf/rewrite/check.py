@@ -1,0 +1,152 @@
+"""Proves on the bound program, before its first step, what a step over several devices must keep.
+
+    once       every operation of the user's step is in one stage function or once in the main graph, or is a pure copy
+    calls      every stage function is called once for each micro-batch, with that micro-batch's values
+    gradients  every micro-batch of every replica reaches every gradient once, with its share of the examples
+    order      Send and Recv pair up, nothing crosses a device without them, and nothing waits for itself
+
+It knows nothing of how `cut`, `bind` and `merge` work, only what they must give. Time is linear in nodes and edges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from whale_tf.errors import InternalError
+from whale_tf.ir.graph import BOUNDARY_OPS, Graph, Node, Ref
+from whale_tf.plan.plan import Plan
+from whale_tf.plan.roles import FREE, Roles, variable_of
+from whale_tf.rewrite.check_calls import Calls
+from whale_tf.rewrite.check_transfers import faulty_transfers
+from whale_tf.rewrite.check_values import Correspondence
+from whale_tf.rewrite.cut import Key, StageFunction
+from whale_tf.rewrite.fold_random import SEEDS
+from whale_tf.rewrite.program import Program
+
+_SHOWN_OFFENDERS = 20
+_ALIASES = frozenset({"Write", "Gradient"})
+
+
+def check(
+    graph: Graph,
+    roles: Roles,
+    plan: Plan,
+    functions: Mapping[int, Mapping[Key, StageFunction]],
+    program: Program,
+) -> None:
+    """Refuses a program that is not the user's step under this plan.
+
+    Args:
+      graph: the step at the size of its largest micro-batch.
+      functions: stage functions by key, for each size of micro-batch.
+      program: what `bind` made of them; `ir.verify` has accepted its graphs.
+    Raises:
+      InternalError: with the offenders, and how many there are.
+    """
+    offenders = list(faulty_transfers(plan, program))
+    for size, parts in functions.items():
+        offenders += _wrong_stages(graph, roles, parts, f" for {size} examples" if len(functions) > 1 else "")
+        for function in parts.values():
+            offenders += _wrong_inputs(graph, function)
+    calls = Calls(graph, plan, functions, program)
+    offenders += calls.faults()
+    correspondence = Correspondence(calls, roles)
+    offenders += correspondence.faults()
+    offenders += _wrong_copies(graph, roles, functions, program, correspondence.images)
+    if not offenders:
+        return
+    details = offenders[:_SHOWN_OFFENDERS]
+    if len(offenders) > len(details):
+        details.append(f"and {len(offenders) - len(details)} more")
+    places = "1 place" if len(offenders) == 1 else f"{len(offenders)} places"
+    raise InternalError(
+        f"the program is not the step it was made from, in {places}",
+        details=details,
+        way_out="This is a fault of whale_tf, not of your step: please report it with what WHALE_TF_DUMP=folder writes.",
+    )
+
+
+def _wrong_stages(graph: Graph, roles: Roles, parts: Mapping[Key, StageFunction], size: str) -> Iterator[str]:
+    """Operations that run per micro-batch and are not in exactly one function; others that are in one."""
+    where: dict[str, list[Key]] = {}
+    for key, function in parts.items():
+        for node in function.graph:
+            if node.name in graph and node.op != "Argument":
+                where.setdefault(node.name, []).append(key)
+    for name in graph.ancestors(graph.roots()):
+        node, keys = graph[name], where.get(name, [])
+        if node.op in BOUNDARY_OPS or node.op in _ALIASES:
+            continue
+        if roles.per_micro_batch(name):
+            if len(keys) != 1:
+                yield f"{_title(node)} runs per micro-batch and is in {_listed(keys)}{size}"
+            elif name in graph.effects and name not in parts[keys[0]].graph.effects:
+                yield f"{_title(node)} is an effect of the step and none of {keys[0]}{size}"
+        elif keys and (node.stateful or roles.phase[name] != FREE):
+            yield f"{_title(node)} runs once per step and is in {_listed(keys)}{size}"
+
+
+def _wrong_inputs(graph: Graph, function: StageFunction) -> Iterator[str]:
+    """Operations of a stage function that take something else than in the step; results that are another tensor."""
+    for node in function.graph:
+        target = graph.nodes.get(node.name)
+        if target is None or node.op in SEEDS or node.op == "Argument":
+            continue
+        if node.op != target.op or len(node.inputs) != len(target.inputs):
+            yield f"{_title(target)} is {node.op} with {len(node.inputs)} inputs in {function.key}"
+            continue
+        for position, (given, wanted) in enumerate(zip(node.inputs, target.inputs, strict=True)):
+            if not _stands_for(graph, function, given, wanted):
+                yield f"input {position} of {_title(target)} is '{wanted}' in the step and '{given}' in {function.key}"
+    given_count, results, sums = len(function.graph.outputs), len(function.results), len(function.sums)
+    if given_count != results + sums:
+        yield f"{function.key} gives {given_count} tensors for {results} results and {sums} sums"
+    for given, wanted in zip(function.graph.outputs, function.results, strict=False):
+        if not _stands_for(graph, function, given, wanted):
+            yield f"result '{wanted}' of {function.key} is '{given}'"
+
+
+def _stands_for(graph: Graph, function: StageFunction, given: Ref, wanted: Ref) -> bool:
+    """Whether a tensor of the function is that tensor of the step: itself, or an argument that brings it."""
+    node = function.graph[given.node]
+    if node.op != "Argument":
+        return given == wanted
+    source = function.arguments[node.attrs["index"]]
+    if source.kind == "state":
+        target = graph[wanted.node]
+        return target.op in ("Variable", "Write") and bool(variable_of(target) == source.name)
+    return bool(source.ref == wanted)
+
+
+def _wrong_copies(
+    graph: Graph,
+    roles: Roles,
+    functions: Mapping[int, Mapping[Key, StageFunction]],
+    program: Program,
+    images: Mapping[str, Mapping[str, None]],
+) -> Iterator[str]:
+    """Operations of the main graph that are there too often, not at all, or for nothing."""
+    somewhere = {node.name for parts in functions.values() for function in parts.values() for node in function.graph}
+    for name in graph.ancestors(graph.roots()):
+        node, copies = graph[name], list(images.get(name, ()))
+        if node.op in BOUNDARY_OPS or node.op in _ALIASES or roles.per_micro_batch(name):
+            continue
+        if node.stateful or roles.phase[name] != FREE:
+            if len(copies) != 1:
+                yield f"{_title(node)} runs once per step and is {len(copies)} times in the main graph: {copies}"
+        elif not copies and name not in somewhere:
+            yield f"{_title(node)} is needed and nowhere in the program"
+    known = {image for copies in images.values() for image in copies}
+    for node in program.main:
+        if node.stateful and node.name not in known:
+            yield f"{_title(node)} of the main graph has effects and stands for no operation of the step"
+
+
+def _listed(keys: list[Key]) -> str:
+    if not keys:
+        return "no stage function"
+    return f"{len(keys)} stage function{'s' * (len(keys) > 1)} ({', '.join(map(str, keys))})"
+
+
+def _title(node: Node) -> str:
+    return f"'{node.name}' ({node.op})"

@@ -1,0 +1,160 @@
+"""The part of `check` that multiplies out the sums of a main graph, to see what every micro-batch contributes.
+
+    gradient of w  =  Mul(AddN(r0/0B1:2, r1/0B1:2), 0.25)  =  ¼ (r0, 0) + ¼ (r0, 1) + ¼ (r1, 0) + ¼ (r1, 1)
+
+It goes through AddV2, AddN, Sub, ConcatV2, Mul by a constant, transfers, and the sums that calls hand on. A sum must have each
+micro-batch of each replica once, with its weight: its share of the examples for a mean, 1 for a sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import isclose
+from typing import NamedTuple
+
+from whale_tf.ir.graph import Graph, Node, Ref
+from whale_tf.plan.roles import variable_of
+from whale_tf.rewrite.check_calls import WEIGHT_TOLERANCE, Called, Calls, Part
+
+_ADDITIONS = frozenset({"AddV2", "AddN", "ConcatV2"})
+
+
+class Term(NamedTuple):
+    """One summand: a micro-batch's value, or the value a variable had when the step began, times a weight."""
+
+    part: Part | str
+    weight: float
+
+
+class _Place(NamedTuple):
+    """A tensor on the way: of the main graph, or of the function of a call; times a weight."""
+
+    call: Called | None
+    ref: Ref
+    weight: float
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A sum to multiply out.
+
+    Attributes:
+      title: what it is, for messages.
+      given: the tensor of the main graph.
+      wanted: the tensor of the step that each micro-batch contributes.
+      marker: the gradient marker whose sums calls hand on; empty if it is no gradient.
+      fold: another operation than addition by which it may be merged.
+    """
+
+    title: str
+    given: Ref
+    wanted: Ref
+    marker: str = ""
+    fold: str = ""
+
+    def terms(self, calls: Calls) -> Iterator[Term | str]:
+        """Its summands in order, and in words what is none."""
+        stack = [_Place(None, self.given, 1.0)]
+        for _ in range(16 * len(calls.parts) + 16):  # far more than a sound sum has nodes
+            if not stack:
+                return
+            place = stack.pop()
+            found = self._in_main(calls, place) if place.call is None else self._in_call(calls, place.call, place)
+            if found is None:
+                where = "the main graph" if place.call is None else f"'{place.call.node.name}'"
+                yield f"{self.title} adds '{place.ref}' of {where}, which is no part of it"
+            elif isinstance(found, Term):
+                yield found
+            else:
+                stack += reversed(found)
+        yield f"{self.title} is a sum without end"
+
+    def _in_main(self, calls: Calls, place: _Place) -> Term | list[_Place] | None:
+        """A summand, or what the tensor is made of; None if it is neither."""
+        ref, weight = calls.origin(place.ref), place.weight
+        node = calls.main[ref.node]
+        if node.op == "Call":
+            return self._given_by(calls.by_name.get(node.name), ref, weight)
+        scale = scaled(calls.main, node)
+        if scale is not None:
+            return [_Place(None, scale[0], weight * scale[1])]
+        if node.op in _ADDITIONS or node.op == self.fold:
+            items = node.inputs[:-1] if node.op == "ConcatV2" else node.inputs
+            return [_Place(None, item, weight) for item in items]
+        if node.op == "Sub":
+            return [_Place(None, node.inputs[0], weight), _Place(None, node.inputs[1], -weight)]
+        if node.op == "Const":
+            return [] if node.attrs["value"] == 0 else None
+        if node.op == "Read":
+            return Term(variable_of(node), weight)
+        part = calls.slice_of(node, self.wanted)
+        return None if part is None else Term(part, weight)
+
+    def _given_by(self, called: Called | None, ref: Ref, weight: float) -> Term | list[_Place] | None:
+        if called is None:
+            return None
+        results, sums = called.function.results, called.function.sums
+        if ref.index < len(results):
+            return Term(called.part, weight) if results[ref.index] == self.wanted and not self.marker else None
+        if sums[ref.index - len(results)] != self.marker:
+            return None
+        return [_Place(called, called.function.graph.outputs[ref.index], weight)]
+
+    def _in_call(self, calls: Calls, call: Called, place: _Place) -> Term | list[_Place] | None:
+        """The same inside a stage function, where the micro-batch's own gradient is added to the sum so far."""
+        function, ref, weight = call.function, place.ref, place.weight
+        node = function.graph[ref.node]
+        if ref == self.wanted:
+            return Term(call.part, weight)
+        if node.op == "Argument":
+            source = function.arguments[node.attrs["index"]]
+            if source.kind == "sum" and source.name == self.marker:
+                return [_Place(None, call.node.inputs[node.attrs["index"]], weight)]
+            return Term(call.part, weight) if source.ref == self.wanted else None
+        if node.op == "AddV2":
+            return [_Place(call, item, weight) for item in node.inputs]
+        if node.op == "Mul":
+            for value, factor in (node.inputs, reversed(node.inputs)):
+                scale = _weight_argument(calls, call, factor)
+                if scale is not None:
+                    return [_Place(call, value, weight * scale)]
+        return None
+
+
+def differences(title: str, terms: Iterable[Term], expected: Mapping[Part | str, float]) -> Iterator[str]:
+    """In what a sum is not the expected one: every part once, times its weight."""
+    counts: dict[Part | str, int] = {}
+    weights: dict[Part | str, float] = {}
+    for term in terms:
+        counts[term.part] = counts.get(term.part, 0) + 1
+        weights[term.part] = weights.get(term.part, 0.0) + term.weight
+    for part in {**expected, **counts}:
+        is_variable = isinstance(part, str)
+        name = f"variable '{part}'" if is_variable else f"replica {part[0]}, micro-batch {part[1]}"
+        count, wanted = counts.get(part, 0), int(part in expected)
+        if not wanted or (count != 1 and not is_variable):
+            yield f"{title} has {count} times {name}, and should have it {wanted} times"
+        elif not isclose(weights.get(part, 0.0), expected[part], rel_tol=WEIGHT_TOLERANCE):
+            yield f"{title} weighs {name} by {weights.get(part, 0.0):.9g}, and should by {expected[part]:.9g}"
+
+
+def scaled(main: Graph, node: Node) -> tuple[Ref, float] | None:
+    """Of a Mul by a number that a pass put there: the other factor and the number."""
+    if node.op == "Mul":
+        for value, factor in (node.inputs, reversed(node.inputs)):
+            number = main[factor.node].attrs.get("value") if main[factor.node].op == "Const" else None
+            if isinstance(number, (int, float)):
+                return value, float(number)
+    return None
+
+
+def _weight_argument(calls: Calls, call: Called, ref: Ref) -> float | None:
+    """The number that a call gets as its micro-batch's weight, behind casts; None if `ref` is not that."""
+    node = call.function.graph[ref.node]
+    while node.op == "Cast":
+        node = call.function.graph[node.inputs[0].node]
+    if node.op != "Argument" or call.function.arguments[node.attrs["index"]].kind != "weight":
+        return None
+    number = calls.main[calls.origin(call.node.inputs[node.attrs["index"]]).node].attrs.get("value")
+    return float(number) if isinstance(number, (int, float)) else None

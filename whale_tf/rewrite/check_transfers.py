@@ -1,0 +1,132 @@
+"""The part of `check` that shows a program ends: transfers pair up, and all nodes of all devices admit one order.
+
+device 0:  r0/0F0 ─▶ Send k          r0/0F0 must end before Send k, that before Recv k, and that before r0/1F0
+device 1:  Recv k ─▶ r0/1F0          such an order exists if these edges close no circle
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from whale_tf.ir.graph import Graph, Node
+from whale_tf.plan.plan import Plan
+from whale_tf.rewrite.program import Program
+
+_SHOWN_CIRCLE = 8
+
+
+def faulty_transfers(plan: Plan, program: Program) -> Iterator[str]:
+    """What could make a device wait for ever, or read a tensor of another."""
+    yield from _wrong_devices(program)
+    yield from _wrong_pairs(program.main)
+    yield from _wrong_order(plan, program)
+    yield from _circle(program.main)
+
+
+def sends(main: Graph) -> dict[bytes, Node]:
+    """The Send of each key."""
+    return {node.attrs["key"]: node for node in main if node.op == "Send"}
+
+
+def _wrong_devices(program: Program) -> Iterator[str]:
+    main, count = program.main, len(program.devices)
+    for node in main:
+        if not 0 <= node.device < count:
+            yield f"'{node.name}' ({node.op}) is on device {node.device}, and there are {count}"
+        for position, ref in enumerate(node.inputs):
+            other = main[ref.node].device
+            if other != node.device:
+                here = f"'{node.name}' ({node.op}) on device {node.device}"
+                yield f"input {position} of {here} is '{ref}' on device {other}, without Send and Recv"
+
+
+def _wrong_pairs(main: Graph) -> Iterator[str]:
+    """Keys that have not one Send and one Recv, or whose ends disagree."""
+    ends: dict[bytes, tuple[list[Node], list[Node]]] = {}
+    for node in main:
+        if node.op in ("Send", "Recv"):
+            ends.setdefault(node.attrs["key"], ([], []))[node.op == "Recv"].append(node)
+    for key, (sent, received) in ends.items():
+        name = key.decode()
+        if len(sent) != 1 or len(received) != 1:
+            yield f"key '{name}' has {len(sent)} Send and {len(received)} Recv"
+            continue
+        send, receive = sent[0], received[0]
+        if send.device == receive.device:
+            yield f"key '{name}' goes from device {send.device} to itself"
+        if send.attrs["to"] != receive.device or receive.attrs["source"] != send.device:
+            yield (
+                f"key '{name}' is sent from device {send.device} to {send.attrs['to']}"
+                f" and received on device {receive.device} from {receive.attrs['source']}"
+            )
+        if send.attrs["T"] != receive.attrs["T"]:
+            yield f"key '{name}' is sent as {send.attrs['T']} and received as {receive.attrs['T']}"
+
+
+def _wrong_order(plan: Plan, program: Program) -> Iterator[str]:
+    """Calls of a device that are not in the schedule's order, or that nothing keeps in order."""
+    last: dict[int, str] = {}
+    rows: dict[tuple[int, int, int], list[str]] = {}
+    backward: set[int] = set()
+    for node in program.main:
+        if node.op != "Call":
+            continue
+        before = last.get(node.device)
+        if before is not None and not program.inline and before not in node.control:
+            yield f"call '{node.name}' on device {node.device} does not wait for '{before}', the call before it"
+        last[node.device] = node.name
+        function = program.functions.get(node.attrs["function"].decode())
+        if function is None or function.key.stage >= plan.grid.stages:
+            continue
+        key = (node.attrs["phase"], node.attrs["replica"], function.key.stage % plan.layout.rows)
+        rows.setdefault(key, []).append(node.attrs["action"].decode())
+        if function.key.kind != "F":
+            backward.add(node.attrs["phase"])
+    for (phase, replica, row), actions in rows.items():
+        grid = plan.grid if phase in backward else plan.forward_grid
+        made = set(actions)
+        planned = [str(action) for action in grid.rows[row] if str(action) in made]
+        if actions != planned and Counter(actions) == Counter(planned):
+            where = f"device {row} of replica {replica}"
+            yield f"{where} runs {' '.join(actions)}, and the schedule says {' '.join(planned)}"
+
+
+def _circle(main: Graph) -> Iterator[str]:
+    """Nodes that wait for themselves, by data, control, or through a transfer."""
+    sent = sends(main)
+    needs: dict[str, list[str]] = {}
+    users: dict[str, list[str]] = {name: [] for name in main.nodes}
+    for node in main:
+        before = [*(ref.node for ref in node.inputs), *node.control]
+        if node.op == "Recv" and node.attrs["key"] in sent:
+            before.append(sent[node.attrs["key"]].name)
+        needs[node.name] = before
+        for name in before:
+            users[name].append(node.name)
+    missing = {name: len(before) for name, before in needs.items()}
+    ready = [name for name, count in missing.items() if not count]
+    done = 0
+    while ready:
+        done += 1
+        for user in users[ready.pop()]:
+            missing[user] -= 1
+            if not missing[user]:
+                ready.append(user)
+    if done < len(main):
+        path = _one_circle(needs, missing)
+        names = [f"'{name}'" for name in path]
+        shown = [*names[:_SHOWN_CIRCLE], *(["…"] if len(names) > _SHOWN_CIRCLE else []), names[0]]
+        yield f"{len(main) - done} nodes never run: {' waits for '.join(shown)}"
+
+
+def _one_circle(needs: Mapping[str, list[str]], missing: Mapping[str, int]) -> list[str]:
+    """From any node that never runs, back along what it waits for, until a node comes again."""
+    name = next(name for name, count in missing.items() if count)
+    place: dict[str, int] = {}
+    path: list[str] = []
+    while name not in place:
+        place[name] = len(path)
+        path.append(name)
+        name = next(before for before in needs[name] if missing[before])
+    return path[place[name] :]
