@@ -30,7 +30,7 @@ OTHER = ("other", "#c9b8e8")
 ACTION = re.compile(r"(?P<stage>\d*)(?P<kind>[FBIWUSR])(?P<micro_batch>\d*)")
 
 WIDTH, ROW, GAP, MARGIN, LETTER = 1000, 34, 6, 16, 7.0  # pixels; LETTER is the width of one
-APART = 12  # pixels between replicas, besides the gap
+SMALL, APART = 4.9, 10  # the width of a small letter; what lies between replicas besides the gap
 
 
 @dataclass(frozen=True)
@@ -103,41 +103,89 @@ def row_names(events: Sequence[Mapping[str, Any]], boxes: Sequence[Box]) -> dict
     return names
 
 
-def row_places(boxes: Sequence[Box]) -> dict[tuple[int, int], tuple[str, ...]]:
-    """The replica and the stages of each row, as far as the trace knows them."""
+def row_places(boxes: Sequence[Box]) -> dict[tuple[int, int], str]:
+    """For each row the replica and the stages that it runs, as far as the trace says: `replica 0, stage 1`."""
     found: dict[tuple[int, int], dict[str, None]] = {}
     for box in boxes:
         found.setdefault(box.row, {}).update(dict.fromkeys(box.place))
-    return {row: tuple(sorted(parts)) for row, parts in found.items()}
+    return {row: ", ".join(sorted(parts)) for row, parts in found.items()}
 
 
 def draw(boxes: Sequence[Box], names: Mapping[tuple[int, int], str]) -> str:
-    """The picture: rows, replica by replica, over a grid in milliseconds, and what the colours mean."""
+    """The picture: rows over a ruler in milliseconds, and what the colours mean."""
     places = row_places(boxes)
-    left = MARGIN + LETTER * max(len(text) for row, name in names.items() for text in (name, *places[row])) + GAP
+    left = MARGIN + max(max(LETTER * len(name), SMALL * len(places[row])) for row, name in names.items()) + MARGIN
     begin = min(box.start_us for box in boxes)
     length = max(box.start_us + box.duration_us for box in boxes) - begin or 1.0
     per_us = (WIDTH - left - 2 * MARGIN) / length
-    tops, bottom = _tops(names, places)
+    tops = _tops(list(names), places)
+    bottom = max(tops.values()) + ROW + GAP
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom + 60}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom + 62}" '
         'font-family="ui-sans-serif, system-ui, Helvetica, Arial, sans-serif" font-size="11">',
         '<rect width="100%" height="100%" fill="white"/>',
     ]
     for row, name in names.items():
         parts.append(_text(MARGIN, tops[row] + (14 if places[row] else ROW / 2 + 4), name))
-    for row in names:
-        parts.append(_text(MARGIN, tops[row] + 28, ", ".join(places[row][-1:]), fill="#888") if places[row] else "")
-        parts.append(
-            f'<rect x="{left:.1f}" y="{tops[row]}" width="{length * per_us:.1f}" height="{ROW}" rx="2" fill="#f3f4f6"/>'
-        )
-    parts.append(_grid(left, bottom, length, per_us))
+        if places[row]:
+            parts.append(_text(MARGIN, tops[row] + 27, places[row], fill="#777", size=9))
+        width = length * per_us
+        parts.append(f'<rect x="{left:.1f}" y="{tops[row]}" width="{width:.1f}" height="{ROW}" fill="#f3f4f6"/>')
+    parts.append(_ruler(left, bottom, length, per_us))
     for box in boxes:
         parts.append(_box(box, left + (box.start_us - begin) * per_us, tops[box.row], box.duration_us * per_us))
-    parts.append(_legend(left, bottom + 36, boxes))
-    return "\n".join([*filter(None, parts), "</svg>", ""])
-def _text(x: float, y: float, text: str, *, anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="#222">{escape(text)}</text>'
+    parts.append(_legend(left, bottom + 38, boxes))
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _tops(rows: Sequence[tuple[int, int]], places: Mapping[tuple[int, int], str]) -> dict[tuple[int, int], int]:
+    """Where each row begins; replicas lie apart."""
+    tops: dict[tuple[int, int], int] = {}
+    top = MARGIN
+    for above, row in zip([None, *rows], rows, strict=False):
+        if above is not None:
+            another = places[above].split(",")[0] != places[row].split(",")[0]
+            top += ROW + GAP + another * APART
+        tops[row] = top
+    return tops
+
+
+def _box(box: Box, x: float, y: float, width: float) -> str:
+    meaning, colour = box.kind
+    label = ""
+    if width >= LETTER * len(box.name):
+        label = _text(x + width / 2, y + ROW / 2 + 4, box.name, anchor="middle")
+    return (
+        f"<g><title>{escape(box.name)}: {meaning}, {box.duration_us / 1000:.2f} ms</title>"
+        f'<rect x="{x:.1f}" y="{y}" width="{max(width, 1):.1f}" height="{ROW}" fill="{colour}" '
+        f'stroke="white" stroke-width="0.8"/>{label}</g>'
+    )
+
+
+def _ruler(left: float, y: float, length_us: float, per_us: float) -> str:
+    """About eight lines at 1, 2 or 5 times a power of ten."""
+    sizes = (factor * 10.0**power for power in range(-1, 10) for factor in (1, 2, 5))
+    apart = next(size for size in sizes if size >= length_us / 8)
+    marks = [k * apart for k in range(int(length_us / apart) + 1)]
+    places = [f'x1="{left + m * per_us:.1f}" x2="{left + m * per_us:.1f}"' for m in marks]
+    lines = [f'<line {place} y1="{MARGIN - 4}" y2="{y + 3}" stroke="#d5d8dc" stroke-width="0.7"/>' for place in places]
+    texts = [_text(left + m * per_us, y + 16, f"{m / 1000:g} ms", anchor="middle", fill="#777") for m in marks]
+    return "\n".join(lines + texts)
+
+
+def _legend(x: float, y: float, boxes: Sequence[Box]) -> str:
+    parts = []
+    present = {box.kind for box in boxes}
+    for meaning, colour in [kind for kind in dict.fromkeys([*KINDS.values(), OTHER]) if kind in present]:
+        parts.append(f'<rect x="{x:.1f}" y="{y}" width="12" height="12" rx="2" fill="{colour}"/>')
+        parts.append(_text(x + 18, y + 10, meaning))
+        x += 18 + LETTER * (len(meaning) + 2)
+    return "\n".join(parts)
+
+
+def _text(x: float, y: float, text: str, *, anchor: str = "start", fill: str = "#222", size: int = 11) -> str:
+    place = f'x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"'
+    return f'<text {place} fill="{fill}" font-size="{size}">{escape(text)}</text>'
 
 
 if __name__ == "__main__":

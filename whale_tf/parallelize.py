@@ -12,7 +12,8 @@ from typing import Any, overload
 import tensorflow as tf
 
 from whale_tf.annotate.devices import current_cluster
-from whale_tf.capture.record import Position, Trace, line_of, record
+from whale_tf.annotate.subgroup import Opened
+from whale_tf.capture.record import Position, Restart, Trace, line_of, record
 from whale_tf.capture.translate import CapturedStep, translate
 from whale_tf.errors import CaptureError
 from whale_tf.ir import text
@@ -26,6 +27,7 @@ from whale_tf.plan.stages import assign_stages
 from whale_tf.rewrite.bind import Binder, Variant
 from whale_tf.rewrite.cut import Cut, Key, StageFunction, cut
 from whale_tf.rewrite.fold_random import fold_random
+from whale_tf.rewrite.hold_assignments import hold_assignments
 from whale_tf.rewrite.tell_apart import tell_apart
 from whale_tf.run.compiled import Compiled, Parts
 from whale_tf.run.signature import Arguments
@@ -86,6 +88,8 @@ def compile_step(fn: Callable[..., Any], arguments: Arguments, options: Options)
         variants[size] = _variant(step.graph, each, captured, plan, size, dump)
     program = Binder(step.graph, roles, plan, variants).bind()
     dump("bound", program.main, after="bind")
+    program = hold_assignments(program)
+    dump("held", program.main, after="hold_assignments")
     _warn(captured)
     return Compiled(
         Parts(
@@ -123,19 +127,42 @@ class Captures:
 
 
 def _capture(fn: Callable[..., Any], arguments: Arguments, options: Options) -> Captures:
-    """Traces the step at the sizes its layout asks for; how many replicas there are is known once its scopes were seen."""
+    """Traces the step at the sizes its layout asks for.
+
+    How many replicas there are is known once the step has opened its replica scope. A trace that was begun at another size ends
+    there and begins anew.
+    """
     cluster = current_cluster()
+    traced: dict[int, CapturedStep] = {}
 
-    def at(examples: int) -> CapturedStep:
-        trace = record(fn, arguments.rebuilt, arguments.specs(examples), getattr(fn, "__name__", "step"))
-        return translate(trace, arguments.batch, f"_{examples}")
+    def at(examples: int, on_open: Callable[[Opened], None] = lambda opened: None) -> CapturedStep:
+        if examples not in traced:
+            trace = record(fn, arguments.rebuilt, arguments.specs(examples), getattr(fn, "__name__", "step"), on_open)
+            traced[examples] = translate(trace, arguments.batch, f"_{examples}")
+        return traced[examples]
 
-    guess = max(1, arguments.examples // options.micro_batches)
+    def sizes_of(shares: Sequence[float]) -> tuple[tuple[int, ...], ...]:
+        return cut_batch(arguments.examples, shares, options.micro_batches, arguments.cut_names)
+
+    def expect(opened: Opened) -> None:
+        if opened.kind == "replica" and arguments.examples and not opened.parent:
+            count = opened.count or len(cluster)
+            shares = opened.shares or (1.0,) * count
+            expected = max(map(max, sizes_of([share / sum(shares) for share in shares])))
+            if expected != guess and expected not in tried:
+                raise Restart(expected)
+
+    guess, tried = max(1, arguments.examples // options.micro_batches), set[int]()
     while True:
-        step = at(guess)
+        tried.add(guess)
+        try:
+            step = at(guess, expect)
+        except Restart as restart:
+            guess = restart.args[0]
+            continue
         request = read_scopes(step.trace.opened)
         layout = lay_out(request, cluster, options.schedule)
-        sizes = cut_batch(arguments.examples, layout.shares, options.micro_batches, arguments.cut_names)
+        sizes = sizes_of(layout.shares)
         distinct = sorted({size for row in sizes for size in row}, reverse=True)
         if distinct[0] in (guess, 0):
             break
@@ -143,7 +170,7 @@ def _capture(fn: Callable[..., Any], arguments: Arguments, options: Options) -> 
     others = [at(size) for size in distinct[1:]]
     probe = None
     if len(distinct) == 1 and len(sizes) * len(sizes[0]) > 1 and _looks_per_example(step.graph, guess):
-        probe = _probe(at, guess + 1)
+        probe = _probe(at, next((size for size in traced if size != guess), guess + 1))
     return Captures((step, *others), tuple(distinct), request, layout, sizes, probe)
 
 

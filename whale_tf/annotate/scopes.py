@@ -19,7 +19,7 @@ import importlib.util
 import linecache
 import os
 import sys
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import KW_ONLY, dataclass, replace
@@ -151,15 +151,17 @@ class NumberedStage(Scope):
 
 
 @contextmanager
-def recording() -> Iterator[Recording]:
+def recording(on_open: Callable[[Opened], None] = lambda opened: None) -> Iterator[Recording]:
     """Records the scopes that this thread opens while one step is traced into one FuncGraph.
 
     Begin it either before that graph is made or inside it.
 
+    Args:
+      on_open: told each subgroup when it is first opened.
     Raises:
       ScopeError: a scope is still open at the end.
     """
-    record = Recording(tf.compat.v1.get_default_graph())
+    record = Recording(tf.compat.v1.get_default_graph(), on_open)
     token = _active.set(record)
     try:
         yield record
@@ -197,10 +199,12 @@ class Recording:
 
     Args:
       around: the default graph when it began: the step's own graph, or the one that the step's graph is made in.
+      on_open: told each subgroup when it is first opened.
     """
 
-    def __init__(self, around: tf.Graph) -> None:
+    def __init__(self, around: tf.Graph, on_open: Callable[[Opened], None]) -> None:
         self._around = around
+        self._on_open = on_open
         self._known: dict[Hashable, Opened] = {}
         self._entries: list[_Entry] = []
 
@@ -229,7 +233,11 @@ class Recording:
             raise _apart_error(here, graph)
         parent = _parent_of(here, stack)
         key = f"{here.kind[0]}{sum(opened.kind == here.kind for opened in self._known.values())}"
-        opened = self._known.setdefault((parent, type(scope), scope.identity), replace(here, key=key, parent=parent))
+        identity = (parent, type(scope), scope.identity)
+        if identity not in self._known:
+            self._known[identity] = replace(here, key=key, parent=parent)
+            self._on_open(self._known[identity])
+        opened = self._known[identity]
         if opened.devices != here.devices:
             raise _error(
                 f"{here.label} is opened again with other devices",

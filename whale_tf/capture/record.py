@@ -21,6 +21,7 @@ from tensorflow.python.eager.polymorphic_function import autograph_util, polymor
 from tensorflow.python.framework import func_graph, ops  # private; tried with 2.21
 
 from whale_tf.annotate import scopes
+from whale_tf.annotate.subgroup import Opened
 from whale_tf.errors import CaptureError, Line, VariableError, WhaleError
 
 TRACING = threading.RLock()
@@ -80,7 +81,17 @@ class Position:
     index: int
 
 
-def record(function: Callable[..., Any], arguments: Any, specs: Sequence[tf.TensorSpec], name: str) -> Trace:
+class Restart(BaseException):
+    """Ends a trace early: it is known to be of no use. No `except Exception` of the user's catches it."""
+
+
+def record(
+    function: Callable[..., Any],
+    arguments: Any,
+    specs: Sequence[tf.TensorSpec],
+    name: str,
+    on_open: Callable[[Opened], None] = lambda opened: None,
+) -> Trace:
     """Traces `function`.
 
     Args:
@@ -88,6 +99,7 @@ def record(function: Callable[..., Any], arguments: Any, specs: Sequence[tf.Tens
       arguments: a function from the flat list of tensors to (args, kwargs).
       specs: shape and type of each tensor argument, the batch dim being that of one micro-batch.
       name: the step's name.
+      on_open: told each scope when it is first opened; may raise Restart.
     Raises:
       CaptureError, VariableError, ScopeError: the step cannot be traced into one flat graph.
     """
@@ -102,7 +114,7 @@ def record(function: Callable[..., Any], arguments: Any, specs: Sequence[tf.Tens
         args, kwargs = arguments(placeholders)
         return autograph_util.py_func_from_autograph(function)(*args, **kwargs)
 
-    with TRACING, scopes.recording() as record_of_scopes, _instrumented(trace):
+    with TRACING, scopes.recording(on_open) as record_of_scopes, _instrumented(trace):
         try:
             func_graph.func_graph_from_py_func(name, body, (), {}, func_graph=graph)
         except WhaleError:
@@ -120,12 +132,13 @@ def record(function: Callable[..., Any], arguments: Any, specs: Sequence[tf.Tens
 
 
 def line_of(trace: Trace, operation: str) -> Line:
-    """The user's line that made an operation."""
-    try:
-        made = trace.graph.get_operation_by_name(operation)
-    except (KeyError, ValueError):
-        return Line("<unknown>", 0)
-    return scopes.user_line(made.traceback)
+    """The user's line that made an operation, or that made what an operation of translation, as `assign/write`, stands for."""
+    while operation:
+        try:
+            return scopes.user_line(trace.graph.get_operation_by_name(operation).traceback)
+        except (KeyError, ValueError):
+            operation = operation.rpartition("/")[0]
+    return Line("<unknown>", 0)
 
 
 def _take_outputs(trace: Trace) -> None:

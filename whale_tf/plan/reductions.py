@@ -15,7 +15,7 @@ SAME_VALUE = frozenset({"Cast", "Reshape", "Squeeze", "ExpandDims", "Write"})
 
 
 def reduction_of(graph: Graph, ref: Ref, examples: int, other: tuple[Graph, int] | None = None) -> str:
-    """`concat` for per-example values, the name of the reduction that took them together, else `mean`; empty if no float.
+    """`concat` for per-example values, the reduction that took them together, else `mean`; empty if that is no float.
 
     Args:
       examples: the size of the micro-batch that the graph was traced at.

@@ -139,7 +139,7 @@ def _folded(grid: Grid, devices: int) -> Grid:
 
 def _refuse_wrong_arguments(schedule: str, stages: int, micro_batches: int, devices: int) -> None:
     if schedule not in SCHEDULES:
-        near = difflib.get_close_matches(schedule.lower(), SCHEDULES, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(schedule).lower(), SCHEDULES, n=1, cutoff=0.5)
         question = f"Did you mean {near[0]!r}? " if near else ""
         raise ScheduleError(
             f"there is no schedule {schedule!r}",

@@ -2,7 +2,7 @@
 
 forward   by its scope; without one it joins its latest producer, and before any producer its earliest consumer.
 backward  the stage of its forward twin, but never later than the gradients it takes: gradients only travel towards
-          stage 0. Without a twin it joins the gradients it takes; one that takes none moves down to its latest consumer.
+          stage 0. Without a twin it joins the gradients it takes; one that takes none moves to its latest consumer.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@ From the text of one:
 
     2 replicas, 2 stages, 2 micro-batches of 4 examples, schedule 1f1b (bubble 33%), loss mean, global batch 16
 
-    stage     ops   parameters   devices        FLOPs     in    out   residuals   live activations
-    ──────────────────────────────────────────────────────────────────────────────────────────────
-    encoder     2           48   CPU:0, CPU:2     768   96 B   96 B         0 B      2 x 0 B = 0 B
+    stage     ops   parameters   devices        FLOPs     in    out   residuals    live activations
+    ───────────────────────────────────────────────────────────────────────────────────────────────
+    encoder     2           48   CPU:0, CPU:2     768   96 B   96 B         0 B       2 x 0 B = 0 B
+    1           6           18   CPU:1, CPU:3     468   96 B   96 B       144 B   1 x 144 B = 144 B
 """
 
 from __future__ import annotations
@@ -29,10 +30,7 @@ if TYPE_CHECKING:
 
 WIDTH = 120
 GRID_WIDTH = 100
-_NOTE = (
-    "FLOPs and bytes in, out and of residuals are those of one micro-batch, the largest, forward and backward.\n"
-    "Live activations: micro-batches kept for their backward at the same time x residuals, at most."
-)
+_NOTE = "FLOPs, in, out and residuals: of the largest micro-batch. Live activations: the most kept at the same time."
 _ACTION_STYLES = {r"\d+F\d+": "green", r"\d+[BI]\d+": "blue", r"\d+W\d+": "magenta"}
 
 

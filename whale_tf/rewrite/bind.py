@@ -295,8 +295,12 @@ class Binder:
         return Placed(self.step_on(ref, HOST), HOST)
 
     def _effects(self) -> list[str]:
-        """Assignments, each after its variable was read and, where stages may fail apart, after all calls are done."""
-        effects = []
+        """Assignments, each after its variable was read; `hold_assignments` says what else they wait for."""
+        effects: list[str] = []
+        reads: dict[str, list[str]] = {}
+        for node in self.nodes.values():
+            if node.op == "Read":
+                reads.setdefault(variable_of(node), []).append(node.name)
         for name in self.graph.effects:
             node = self.graph[name]
             if node.op != "Write":
@@ -306,19 +310,10 @@ class Binder:
             variable, home = variable_of(node), self.plan.home_of.get(variable_of(node), HOST)
             value = self._final(node, home)
             kind = self.type_of(value)
-            control = tuple(n.name for n in self.nodes.values() if n.op == "Read" and variable_of(n) == variable)
+            control = tuple(reads.get(variable, ()))
             assign = self.add(f"{variable}/assign", "Assign", [value], [], home, variable=variable.encode(), dtype=kind.dtype)
             self.nodes[assign.node] = self.nodes[assign.node].with_(control=control)
             effects.append(assign.node)
-        if self.plan.inline:
-            return effects
-        calls = tuple(self.last_call.values())
-        done = self.add("calls_done", "NoOp", [], [], HOST)
-        self.nodes[done.node] = self.nodes[done.node].with_(control=calls)
-        order = [n for n in self.nodes if n not in effects]
-        assigns = [n for n in effects if self.nodes[n].op == "Assign"]
-        moved = {n: self.nodes[n].with_(control=(*self.nodes[n].control, done.node)) for n in assigns}
-        self.nodes = {n: self.nodes[n] for n in order} | {n: moved.get(n, self.nodes[n]) for n in effects}
         return effects
 
     def _final(self, node: Node, device: int) -> Ref:

@@ -16,6 +16,7 @@ from whale_tf.errors import InternalError
 from whale_tf.ir.graph import BOUNDARY_OPS, Graph, Node, Ref
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.roles import FREE, Roles, variable_of
+from whale_tf.rewrite.bind import Variant
 from whale_tf.rewrite.check_calls import Calls
 from whale_tf.rewrite.check_transfers import faulty_transfers
 from whale_tf.rewrite.check_values import Correspondence
@@ -31,28 +32,28 @@ def check(
     graph: Graph,
     roles: Roles,
     plan: Plan,
-    functions: Mapping[int, Mapping[Key, StageFunction]],
+    variants: Mapping[int, Variant],
     program: Program,
 ) -> None:
     """Refuses a program that is not the user's step under this plan.
 
     Args:
       graph: the step at the size of its largest micro-batch.
-      functions: stage functions by key, for each size of micro-batch.
+      variants: the step at each size of micro-batch, with its stage functions.
       program: what `bind` made of them; `ir.verify` has accepted its graphs.
     Raises:
       InternalError: with the offenders, and how many there are.
     """
     offenders = list(faulty_transfers(plan, program))
-    for size, parts in functions.items():
-        offenders += _wrong_stages(graph, roles, parts, f" for {size} examples" if len(functions) > 1 else "")
-        for function in parts.values():
-            offenders += _wrong_inputs(graph, function)
-    calls = Calls(graph, plan, functions, program)
+    for size, variant in variants.items():
+        offenders += _wrong_stages(variant, f" for {size} examples" if len(variants) > 1 else "")
+        for function in variant.functions.values():
+            offenders += _wrong_inputs(variant.graph, function)
+    calls = Calls(plan, variants, program)
     offenders += calls.faults()
-    correspondence = Correspondence(calls, roles)
+    correspondence = Correspondence(calls, graph, roles)
     offenders += correspondence.faults()
-    offenders += _wrong_copies(graph, roles, functions, program, correspondence.images)
+    offenders += _wrong_copies(graph, roles, variants, program, correspondence.images)
     if not offenders:
         return
     details = offenders[:_SHOWN_OFFENDERS]
@@ -62,12 +63,13 @@ def check(
     raise InternalError(
         f"the program is not the step it was made from, in {places}",
         details=details,
-        way_out="This is a fault of whale_tf, not of your step: please report it with what WHALE_TF_DUMP=folder writes.",
+        way_out="This is a fault of whale_tf, not of your step: report it with what WHALE_TF_DUMP=folder writes.",
     )
 
 
-def _wrong_stages(graph: Graph, roles: Roles, parts: Mapping[Key, StageFunction], size: str) -> Iterator[str]:
+def _wrong_stages(variant: Variant, size: str) -> Iterator[str]:
     """Operations that run per micro-batch and are not in exactly one function; others that are in one."""
+    graph, roles, parts = variant.graph, variant.roles, variant.functions
     where: dict[str, list[Key]] = {}
     for key, function in parts.items():
         for node in function.graph:
@@ -92,10 +94,11 @@ def _wrong_inputs(graph: Graph, function: StageFunction) -> Iterator[str]:
         target = graph.nodes.get(node.name)
         if target is None or node.op in SEEDS or node.op == "Argument":
             continue
-        if node.op != target.op or len(node.inputs) != len(target.inputs):
+        weighted = (target.op, node.op) == ("Gradient", "Mul")  # an inner gradient, weighted by its share
+        if not weighted and (node.op != target.op or len(node.inputs) != len(target.inputs)):
             yield f"{_title(target)} is {node.op} with {len(node.inputs)} inputs in {function.key}"
             continue
-        for position, (given, wanted) in enumerate(zip(node.inputs, target.inputs, strict=True)):
+        for position, (given, wanted) in enumerate(zip(node.inputs, target.inputs, strict=False)):
             if not _stands_for(graph, function, given, wanted):
                 yield f"input {position} of {_title(target)} is '{wanted}' in the step and '{given}' in {function.key}"
     given_count, results, sums = len(function.graph.outputs), len(function.results), len(function.sums)
@@ -121,19 +124,20 @@ def _stands_for(graph: Graph, function: StageFunction, given: Ref, wanted: Ref) 
 def _wrong_copies(
     graph: Graph,
     roles: Roles,
-    functions: Mapping[int, Mapping[Key, StageFunction]],
+    variants: Mapping[int, Variant],
     program: Program,
     images: Mapping[str, Mapping[str, None]],
 ) -> Iterator[str]:
     """Operations of the main graph that are there too often, not at all, or for nothing."""
-    somewhere = {node.name for parts in functions.values() for function in parts.values() for node in function.graph}
+    functions = [function for variant in variants.values() for function in variant.functions.values()]
+    somewhere = {node.name for function in functions for node in function.graph}
     for name in graph.ancestors(graph.roots()):
         node, copies = graph[name], list(images.get(name, ()))
         if node.op in BOUNDARY_OPS or node.op in _ALIASES or roles.per_micro_batch(name):
             continue
         if node.stateful or roles.phase[name] != FREE:
             if len(copies) != 1:
-                yield f"{_title(node)} runs once per step and is {len(copies)} times in the main graph: {copies}"
+                yield f"{_title(node)} runs once per step, and is {len(copies)} times in the main graph: {copies}"
         elif not copies and name not in somewhere:
             yield f"{_title(node)} is needed and nowhere in the program"
     known = {image for copies in images.values() for image in copies}

@@ -1,4 +1,4 @@
-"""The part of `check` that reads the Calls of a main graph: each function once per micro-batch, with that micro-batch's values."""
+"""The part of `check` that reads Calls: each function once per micro-batch, with that micro-batch's values."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from math import isclose
 from typing import NamedTuple
 
 from whale_tf.errors import ScheduleError
-from whale_tf.ir.graph import Graph, Node, Ref
+from whale_tf.ir.graph import Node, Ref
 from whale_tf.plan.grid import Action
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.roles import variable_of
+from whale_tf.rewrite.bind import Variant
 from whale_tf.rewrite.check_transfers import sends
 from whale_tf.rewrite.cut import Key, Source, StageFunction
 from whale_tf.rewrite.program import Program
@@ -34,15 +35,14 @@ class Calls:
     """The Calls of a program, read back.
 
     Attributes:
-      graph: the step.
+      variants: the step at each size of micro-batch.
       parts: every (replica, micro-batch) in the order of the examples.
       weights: its share of the examples.
       by_name: the Calls that make sense, by the name of their node.
     """
 
-    graph: Graph
     plan: Plan
-    functions: Mapping[int, Mapping[Key, StageFunction]]
+    variants: Mapping[int, Variant]
     program: Program
 
     def __post_init__(self) -> None:
@@ -55,16 +55,16 @@ class Calls:
         read = {node.name: self._read(node) for node in self.main if node.op == "Call"}
         self.by_name = {name: called for name, called in read.items() if called is not None}
 
-    def functions_of(self, part: Part) -> Mapping[Key, StageFunction]:
-        """The stage functions for the size of a micro-batch."""
-        return self.functions[self.plan.sizes[part[0]][part[1]]]
+    def variant_of(self, part: Part) -> Variant:
+        """The step at the size of a micro-batch."""
+        return self.variants[self.plan.sizes[part[0]][part[1]]]
 
     def faults(self) -> Iterator[str]:
         """Calls that are missing, repeated, misplaced, or that take another micro-batch's values."""
-        counts = {(part, key): 0 for part in self.parts for key in self.functions_of(part)}
+        counts = {(part, key): 0 for part in self.parts for key in self.variant_of(part).functions}
         for node in self.main:
             if node.op == "Call" and node.name not in self.by_name:
-                yield f"call '{node.name}' runs '{node.attrs['function'].decode()}', which is not made for its micro-batch"
+                yield f"call '{node.name}' runs '{node.attrs['function'].decode()}', not made for its micro-batch"
         for called in self.by_name.values():
             counts[called.part, called.function.key] += 1
             device = self.plan.layout.device_of(called.part[0], called.function.key.stage)
@@ -90,8 +90,8 @@ class Calls:
             node = self.main[ref.node]
         return ref
 
-    def slice_of(self, node: Node, wanted: Ref) -> Part | None:
-        """The micro-batch whose examples of an input a node holds; None if it does not hold just these."""
+    def slice_of(self, node: Node, wanted: Node) -> Part | None:
+        """The micro-batch whose examples of an Input a node holds; None if it does not hold just these."""
         whole, part = node, self.parts[0] if len(self.parts) == 1 else None
         if node.op == "Slice":
             begin, size = (self.main[ref.node].attrs.get("value") for ref in node.inputs[1:])
@@ -100,8 +100,7 @@ class Calls:
             if any(begin[1:]) or any(rest != -1 for rest in size[1:]):
                 return None
             whole, part = self.main[self.origin(node.inputs[0]).node], self.of_range.get((begin[0], size[0]))
-        taken = self.graph[wanted.node]
-        matches = whole.op == "Take" and taken.op == "Input" and whole.attrs["index"] == taken.attrs["index"]
+        matches = whole.op == "Take" and wanted.op == "Input" and whole.attrs["index"] == wanted.attrs["index"]
         return part if matches else None
 
     def _read(self, node: Node) -> Called | None:
@@ -114,7 +113,7 @@ class Calls:
         key = Key(node.attrs["phase"], action.stage, action.kind)
         if function is None or part not in self.weights or key != function.key:
             return None
-        expected = self.functions_of(part).get(key)
+        expected = self.variant_of(part).functions.get(key)
         return Called(node, function, part) if expected is function or expected == function else None
 
     def _wrong_arguments(self, called: Called) -> Iterator[str]:
@@ -134,7 +133,7 @@ class Calls:
         if kind == "draw":
             return node.op == "Const" and bool(node.attrs["value"] == part[0] * self.plan.micro_batches + part[1])
         if kind == "slice":
-            return self.slice_of(node, source.ref) == part
+            return self.slice_of(node, self.variant_of(part).graph[source.ref.node]) == part
         other = self.by_name.get(ref.node)
         result = other.function.results[ref.index] if other and ref.index < len(other.function.results) else None
         if kind == "micro":
@@ -142,6 +141,6 @@ class Calls:
         if kind == "state":
             if other is None or result is None:
                 return node.op == "Read" and variable_of(node) == source.name
-            written = self.graph[result.node]
+            written = self.variant_of(other.part).graph[result.node]
             return other.part[0] == part[0] and written.op == "Write" and variable_of(written) == source.name
         return True

@@ -2,8 +2,8 @@
 
     gradient of w  =  Mul(AddN(r0/0B1:2, r1/0B1:2), 0.25)  =  ¼ (r0, 0) + ¼ (r0, 1) + ¼ (r1, 0) + ¼ (r1, 1)
 
-It goes through AddV2, AddN, Sub, ConcatV2, Mul by a constant, transfers, and the sums that calls hand on. A sum must have each
-micro-batch of each replica once, with its weight: its share of the examples for a mean, 1 for a sum.
+It goes through AddV2, AddN, Sub, ConcatV2, Mul by a constant, transfers, and the sums that calls hand on. A sum must
+have each micro-batch of each replica once, with its weight: its share of the examples for a mean, 1 for a sum.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class Sum:
     Attributes:
       title: what it is, for messages.
       given: the tensor of the main graph.
-      wanted: the tensor of the step that each micro-batch contributes.
+      wanted: for each micro-batch the tensor of the step that it contributes.
       marker: the gradient marker whose sums calls hand on; empty if it is no gradient.
       fold: another operation than addition by which it may be merged.
     """
 
     title: str
     given: Ref
-    wanted: Ref
+    wanted: Mapping[Part, Ref]
     marker: str = ""
     fold: str = ""
 
@@ -88,7 +88,8 @@ class Sum:
             return [] if node.attrs["value"] == 0 else None
         if node.op == "Read":
             return Term(variable_of(node), weight)
-        part = calls.slice_of(node, self.wanted)
+        first = calls.parts[0]
+        part = calls.slice_of(node, calls.variant_of(first).graph[self.wanted[first].node])
         return None if part is None else Term(part, weight)
 
     def _given_by(self, called: Called | None, ref: Ref, weight: float) -> Term | list[_Place] | None:
@@ -96,22 +97,23 @@ class Sum:
             return None
         results, sums = called.function.results, called.function.sums
         if ref.index < len(results):
-            return Term(called.part, weight) if results[ref.index] == self.wanted and not self.marker else None
+            is_it = not self.marker and results[ref.index] == self.wanted[called.part]
+            return Term(called.part, weight) if is_it else None
         if sums[ref.index - len(results)] != self.marker:
             return None
         return [_Place(called, called.function.graph.outputs[ref.index], weight)]
 
     def _in_call(self, calls: Calls, call: Called, place: _Place) -> Term | list[_Place] | None:
         """The same inside a stage function, where the micro-batch's own gradient is added to the sum so far."""
-        function, ref, weight = call.function, place.ref, place.weight
+        function, ref, weight, wanted = call.function, place.ref, place.weight, self.wanted[call.part]
         node = function.graph[ref.node]
-        if ref == self.wanted:
+        if ref == wanted:
             return Term(call.part, weight)
         if node.op == "Argument":
             source = function.arguments[node.attrs["index"]]
             if source.kind == "sum" and source.name == self.marker:
                 return [_Place(None, call.node.inputs[node.attrs["index"]], weight)]
-            return Term(call.part, weight) if source.ref == self.wanted else None
+            return Term(call.part, weight) if source.ref == wanted else None
         if node.op == "AddV2":
             return [_Place(call, item, weight) for item in node.inputs]
         if node.op == "Mul":

@@ -1,4 +1,4 @@
-"""The part of `check` that follows the main graph and the user's step side by side, from what leaves them to what enters.
+"""The part of `check` that follows the main graph and the step side by side, from what leaves them to what enters.
 
 main:  Assign(w, Sub(Read w, Mul(rate, Mul(AddN(calls), ¼))))
 step:  Write(w, Sub(w,      Mul(rate, Gradient)))              node by node; at Gradient, the sum over the calls
@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from whale_tf.ir.graph import Node, Ref
+from whale_tf.ir.graph import Graph, Node, Ref
 from whale_tf.plan.roles import Roles, variable_of
 from whale_tf.rewrite.check_calls import Calls, Part
 from whale_tf.rewrite.check_sums import Sum, Term, differences, scaled
@@ -32,17 +32,20 @@ class Correspondence:
     """Which nodes of the main graph stand for which of the step.
 
     Attributes:
-      images: for each operation of the step that does not run per micro-batch, the nodes of the main graph that compute it.
+      graph: the step at the size of its largest micro-batch.
+      images: for each operation that does not run per micro-batch, the nodes of the main graph that compute it.
     """
 
     calls: Calls
+    graph: Graph
     roles: Roles
     images: dict[str, dict[str, None]] = field(default_factory=dict)
     orders: dict[str, list[Part]] = field(default_factory=dict)
     stack: list[tuple[Ref, Ref]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.graph, self.main, self.plan = self.calls.graph, self.calls.main, self.calls.plan
+        self.main, self.plan = self.calls.main, self.calls.plan
+        self.elsewhere = {node.name: node for variant in self.calls.variants.values() for node in variant.graph}
 
     def faults(self) -> Iterator[str]:
         """Everything in which the main graph is another step."""
@@ -88,7 +91,8 @@ class Correspondence:
     def _match(self, given: Ref, wanted: Ref) -> Iterator[str]:
         """One tensor of the main graph that must be that of the step; what both are made of is for the next turns."""
         given = self.calls.origin(given)
-        node, target = self.main[given.node], self.graph[wanted.node]
+        node = self.main[given.node]
+        target = self.graph.nodes.get(wanted.node) or self.elsewhere[wanted.node]
         brought, attribute = _BOUNDARY.get(target.op, ("", ""))
         if brought and node.op == brought:
             there, here = node.attrs[attribute], target.attrs[attribute]
@@ -96,7 +100,7 @@ class Correspondence:
                 yield f"'{node.name}' brings {attribute} {there!r}, and the step takes {attribute} {here!r}"
         elif target.name in self.roles.markers:
             yield from self._gradient(given, target)
-        elif self.roles.per_micro_batch(target.name):
+        elif target.name in self.graph and self.roles.per_micro_batch(target.name):
             yield from self._merge(given, wanted)
         elif target.op in ("Write", "Gradient"):
             self.stack.append((given, target.inputs[0]))
@@ -115,7 +119,9 @@ class Correspondence:
             return
         of_variable = f" of variable '{variable_of(marker)}'" if variable_of(marker) else ""
         title = f"gradient '{marker.name}'{of_variable}"
-        found = Sum(title, given, source, marker.name).terms(self.calls) if micro else self._repeated(given, source)
+        variants = {part: self.calls.variant_of(part).graph for part in self.calls.parts}
+        sources = {part: graph[marker.name].inputs[0] for part, graph in variants.items()}
+        found = Sum(title, given, sources, marker.name).terms(self.calls) if micro else self._repeated(given, source)
         terms: list[Term] = []
         for item in found:
             if isinstance(item, Term):
@@ -144,10 +150,10 @@ class Correspondence:
                 weight, items = weight * scale[1], [self.calls.origin(scale[0])]
             else:
                 break
-        for item, part in zip(items, [*parts, *(("too many",) * len(items))], strict=False):
-            scale = scaled(self.main, self.main[item.node]) or (item, 1.0)
-            self.stack.append((scale[0], source))
-            yield Term(part if isinstance(part, tuple) else "too many", weight * scale[1])
+        for position, item in enumerate(items):
+            value, scale_of_part = scaled(self.main, self.main[item.node]) or (item, 1.0)
+            self.stack.append((value, source))
+            yield Term(parts[position] if position < len(parts) else parts[0], weight * scale_of_part)
 
     def _merge(self, given: Ref, wanted: Ref) -> Iterator[str]:
         """The step's value of what each micro-batch has, merged as the plan says."""
@@ -156,7 +162,7 @@ class Correspondence:
         expected = self._expected(how, node)
         title = f"'{wanted}', merged by {how},"
         terms: list[Term] = []
-        for item in Sum(title, given, wanted, fold=FOLDS.get(how, "")).terms(self.calls):
+        for item in Sum(title, given, self._in_parts(wanted), fold=FOLDS.get(how, "")).terms(self.calls):
             if isinstance(item, Term):
                 terms.append(item)
             else:
@@ -164,6 +170,13 @@ class Correspondence:
         yield from differences(title, terms, expected)
         if how == "concat" and [term.part for term in terms] != self.calls.parts:
             yield f"{title} is not in the order of the examples: {[term.part for term in terms]}"
+
+    def _in_parts(self, wanted: Ref) -> dict[Part, Ref]:
+        """The tensor in the trace of each micro-batch: outputs may be called differently there."""
+        if wanted not in self.graph.outputs:
+            return dict.fromkeys(self.calls.parts, wanted)
+        position = self.graph.outputs.index(wanted)
+        return {part: self.calls.variant_of(part).graph.outputs[position] for part in self.calls.parts}
 
     def _expected(self, how: str, node: Node) -> dict[Part | str, float]:
         """For each part the weight by which it is merged."""

@@ -35,16 +35,10 @@ class Merging:
         """A marker's gradient over all examples, on the device that owns it."""
         binder, plan = self.binder, self.binder.plan
         device, kind, part = plan.device_of.get(marker.name, HOST), marker.outputs[0], marker.attrs["part"]
-        if not self._per_micro_batch(marker):
-            return Placed(binder.step_on(marker.inputs[0], device), device)
         if not binder.roles.per_micro_batch(marker.inputs[0].node):
-            values = [binder.step_on(marker.inputs[0], device)] * plan.parts
-            if plan.loss == "mean" and not plan.even and part == b"values":
-                weights = [plan.weight(r, i) for r, i in plan.part_order()]
-                values = [self._scaled(marker.name, v, w, kind, device) for v, w in zip(values, weights, strict=True)]
-        else:
-            values = [binder.move(s, device) for r in range(plan.layout.replicas) for s in binder.sums[marker.name, r]]
-        if part == b"dense":
+            return Placed(self._constant(marker, device), device)
+        values = [binder.move(s, device) for r in range(plan.layout.replicas) for s in binder.sums[marker.name, r]]
+        if part == b"dense" or (part == b"values" and not self._varies(marker)):
             total = self._add_n(marker.name, values, kind, device)
         else:
             total = self._concat(marker.name, values, kind, device)
@@ -52,12 +46,19 @@ class Merging:
             total = self._scaled(marker.name, total, 1.0 / plan.parts, kind, device)
         return Placed(total, device)
 
-    def _per_micro_batch(self, marker: Node) -> bool:
-        """Whether there is one for each micro-batch: the parts of IndexedSlices belong together, though one may be constant."""
-        sources = [marker.inputs[0].node]
-        if marker.attrs["partner"] and marker.attrs["partner"].decode() in self.binder.graph:
-            sources.append(self.binder.graph[marker.attrs["partner"].decode()].inputs[0].node)
-        return any(self.binder.roles.per_micro_batch(source) for source in sources)
+    def _varies(self, marker: Node) -> bool:
+        """Whether the other part of the IndexedSlices differs between micro-batches."""
+        partner = marker.attrs["partner"].decode()
+        return partner in self.binder.graph and self.binder.roles.per_micro_batch(self.binder.graph[partner].inputs[0].node)
+
+    def _constant(self, marker: Node, device: int) -> Ref:
+        """A gradient that is the same for all micro-batches; as rows of IndexedSlices, once for each micro-batch's indices."""
+        plan, kind = self.binder.plan, marker.outputs[0]
+        value = self.binder.step_on(marker.inputs[0], device)
+        if marker.attrs["part"] != b"values" or not self._varies(marker):
+            return value
+        weights = [plan.weight(r, i) if plan.loss == "mean" else 1.0 for r, i in plan.part_order()]
+        return self._concat(marker.name, [self._scaled(marker.name, value, w, kind, device) for w in weights], kind, device)
 
     def _merged(self, ref: Ref) -> Placed:
         binder, plan = self.binder, self.binder.plan

@@ -26,7 +26,6 @@ from whale_tf.rewrite.placed import HOST
 from whale_tf.rewrite.program import Program
 
 UPDATE = "U"
-BEGAN = "clock/began"
 NOTHING_TO_WAIT_FOR = frozenset({"Const", "Take", "Outside"})
 NO_WORK = NOTHING_TO_WAIT_FOR | {"Read", "Assign", "Send", "Recv", "Slice", "Call", "NoOp"}
 TIME = TensorType(DType("float64"), Shape())
@@ -44,7 +43,7 @@ class Span:
       action: `1F0` as in the schedule; `U` for an update.
       replica: whose action; -1 for an update, which is of all replicas.
       phase: the round of actions it is of, or follows.
-      free: when the device has done what comes before.
+      free: when the device has ended the last call before; None if there is none.
       ready: when its operations have all they take, one or more.
       end: when it is done.
     """
@@ -53,7 +52,7 @@ class Span:
     action: str
     replica: int
     phase: int
-    free: int
+    free: int | None
     ready: tuple[int, ...]
     end: int
 
@@ -86,6 +85,8 @@ class _Timing:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.main = program.main
+        self.host = program.devices[HOST].rsplit("/device:", 1)[0] + "/device:CPU:0"
+        self.devices = tuple(dict.fromkeys((*program.devices, self.host)))
         self.nodes: dict[str, Node] = {}
         self.clocks: dict[str, int] = {}
         self.spans: list[Span] = []
@@ -93,7 +94,7 @@ class _Timing:
         self.last: dict[tuple[int, int], str] = {}
 
     def timed(self) -> Timed:
-        self.read_clock(BEGAN, HOST)
+        self.began = self.read_clock("began", HOST)
         updates = _updates(self.main)
         entries = {name for members in updates.values() for name in self.entries(members)}
         for node in self.main:
@@ -104,24 +105,26 @@ class _Timing:
         for (device, phase), members in updates.items():
             self.update(device, phase, members)
         main = Graph.of(self.nodes.values(), (*self.main.outputs, *map(Ref, self.clocks)), self.main.effects)
-        program = Program(main, self.program.functions, self.program.devices, inline=False)
+        program = Program(main, self.program.functions, self.devices, inline=False)
         return Timed(program, len(self.main.outputs), tuple(self.spans), self.transfers())
 
     def call(self, call: Node) -> None:
         """Adds a call between two readings of the clock, after the last call on its device."""
         action, replica, phase = (call.attrs[name] for name in ("action", "replica", "phase"))
         before = self.before(call.device, phase)
-        needed = [*self.local(call), *call.control, *([before] if before != BEGAN else [])]
+        needed = [*self.local(call), *call.control, *([before] if before else [])]
         start = self.read_clock(f"{call.name}/start", call.device, needed)
         self.nodes[call.name] = call.with_(control=(*call.control, start))
         end = self.read_clock(f"{call.name}/end", call.device, [call.name])
         self.last[call.device, phase] = end
-        times = (self.clocks[before], (self.clocks[start],), self.clocks[end])
+        times = (self.clocks.get(before), (self.clocks[start],), self.clocks[end])
         self.span([call.name], Span(call.device, action.decode(), replica, phase, *times))
 
     def after_clocks(self, node: Node, *, entry: bool) -> Node:
-        """A node that is no call, after the clocks of the calls that it takes values from; for an entry, also its own."""
+        """A node that is no call, after the clocks that tell when its inputs are there; of an entry also its own."""
         ends = [f"clock/{ref.node}/end" for ref in node.inputs if self.main[ref.node].op == "Call"]
+        if node.op in ("Read", "Slice") and node.device == HOST:
+            ends.append(self.began)
         ready = [self.read_clock(f"{node.name}/ready", node.device, [*self.local(node), *ends])] if entry else []
         return node.with_(control=tuple(dict.fromkeys((*node.control, *ends, *ready)))) if ends or ready else node
 
@@ -136,7 +139,7 @@ class _Timing:
         """Adds the clock at the end of one update; those at its entries are there."""
         end = self.read_clock(f"update/{device}/{phase}/end", device, members)
         ready = tuple(self.clocks[f"clock/{name}/ready"] for name in self.entries(members))
-        free = self.clocks[self.before(device, phase)]
+        free = self.clocks.get(self.before(device, phase))
         self.span(members, Span(device, UPDATE, -1, phase, free, ready, self.clocks[end]))
 
     def span(self, members: list[str], span: Span) -> None:
@@ -144,15 +147,15 @@ class _Timing:
         self.spans.append(span)
 
     def before(self, device: int, phase: int) -> str:
-        """The clock that was read at the end of the device's last call up to a phase."""
+        """The clock that is read at the end of the device's last call up to a phase; empty if there is none."""
         phases = [p for d, p in self.last if d == device and p <= phase]
-        return self.last[device, max(phases)] if phases else BEGAN
+        return self.last[device, max(phases)] if phases else ""
 
     def read_clock(self, name: str, device: int, after: Iterable[str] = ()) -> str:
-        """Adds one reading; for a device without a clock, on the host, which waits until the device has come to rest."""
-        if "CPU" not in self.program.devices[device]:
-            device = HOST
-        unique = name if name == BEGAN else f"clock/{name}"
+        """Adds one reading; for a device without a clock on the host, which waits until the device has come to rest."""
+        if "CPU" not in self.devices[device]:
+            device = self.devices.index(self.host)
+        unique = f"clock/{name}"
         self.clocks[unique] = len(self.clocks)
         control = tuple(dict.fromkeys(after))
         self.nodes[unique] = Node(unique, "Timestamp", control=control, outputs=(TIME,), stateful=True, device=device)

@@ -15,6 +15,7 @@ from tensorflow.python.eager import context  # private; tried with 2.21
 from whale_tf.errors import Line
 from whale_tf.ir.graph import Graph
 from whale_tf.plan.plan import Plan
+from whale_tf.rewrite.collapse import collapse
 from whale_tf.rewrite.program import Program
 from whale_tf.run.failure import run_error
 from whale_tf.run.lower import Lowered, lower
@@ -59,14 +60,14 @@ class Compiled:
 
     def __call__(self, tensors: Sequence[tf.Tensor]) -> Any:
         """Runs the step on the global batch; the variables have their new values when it returns."""
-        return self.parts.result(self._run(self.lowered, tensors))
+        return self.parts.result(self._guarded(self.lowered, tensors))
 
     @contextlib.contextmanager
     def variant(self, program: Program) -> Iterator[Callable[[Sequence[tf.Tensor]], list[tf.Tensor]]]:
         """Another program of the same step while the context lasts: takes the global batch, gives its flat outputs."""
         lowered, names = self._register(program)
         try:
-            yield lambda tensors: self._run(lowered, tensors)
+            yield lambda tensors: self._guarded(lowered, tensors)
         finally:
             _remove(names)
 
@@ -75,11 +76,28 @@ class Compiled:
         inputs += [self.parts.outside[index] for index in lowered.outside]
         inputs += [self.parts.variables[name].handle for name in lowered.variables]
         name = lowered.main.signature.name.encode()
-        try:
-            outputs = context.context().call_function(name, inputs, len(lowered.main.signature.output_arg))
-        except tf.errors.OpError as error:
-            raise run_error(error, self.parts) from error
+        outputs = context.context().call_function(name, inputs, len(lowered.main.signature.output_arg))
         return [] if outputs is None else list(outputs)
+
+    def _guarded(self, lowered: Lowered, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """Runs; a failure is told with the user's line."""
+        try:
+            return self._run(lowered, tensors)
+        except tf.errors.OpError as error:
+            vague = isinstance(error, tf.errors.CancelledError) or (self.plan.inline and self.plan.parts > 1)
+            cause = (self._cause(tensors) if vague else None) or error
+            raise run_error(cause, self.parts) from cause
+
+    def _cause(self, tensors: Sequence[tf.Tensor]) -> tf.errors.OpError | None:
+        """What failed and in which call, if the step fails on one device too; the variables are not touched."""
+        lowered, names = self._register(collapse(self.program))
+        try:
+            self._run(lowered, tensors)
+        except tf.errors.OpError as error:
+            return error
+        finally:
+            _remove(names)
+        return None
 
     def _register(self, program: Program) -> tuple[Lowered, list[str]]:
         """Lowers a program and makes its functions known to TensorFlow; gives the names under which they are."""

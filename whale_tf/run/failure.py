@@ -1,60 +1,114 @@
-"""A failure inside a running step, told in the user's terms."""
+"""A failure inside a running step, told in the user's terms.
+
+TensorFlow's message names functions and nodes of the program that ran:
+
+    {{function_node whale_0_main}} {{function_node whale_0_1F}} indices[0] = 100 is not in [0, 60)
+         [[{{node GatherV2}}]]           the operation
+         [[r1/1F2]]                      the call it failed in: replica 1, stage 1, forward of micro-batch 2
+
+If several devices failed, there is such a block for each, after `(0) INVALID_ARGUMENT:`; those that were only cancelled are passed over.
+"""
 
 from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from whale_tf.errors import RunError
+from whale_tf.errors import Line, RunError
+from whale_tf.ir.graph import Node
 
 if TYPE_CHECKING:
     from whale_tf.run.compiled import Parts
 
-NODE = re.compile(r"\{\{(?:function_node|node) ([^}]+)\}\}")
+ROOT = re.compile(r"^  \(\d+\) ([A-Z_]+): ", re.MULTILINE)
+NODE = re.compile(r"\{\{node ([^}]+)\}\}")
+CALL = re.compile(r"\[\[r(\d+)/(\d+)([FBIW])(\d+)(?:p\d+)?\]\]")
+FUNCTION = re.compile(r"\{\{function_node whale_\d+_(\d+)([FBIW])")
+PHASES = {"F": "forward", "B": "backward", "I": "input gradients", "W": "weight gradients"}
 
 
 def run_error(error: tf.errors.OpError, parts: Parts) -> RunError:
     """The failure with the user's line; also an instance of the class of `error`."""
-    message = error.message or str(error)
-    first = message.split("\n")[0]
-    operations = [name.split("/_")[0] for name in NODE.findall(message)]
-    lines = []
-    for name in reversed(operations):
-        line = _line(name, parts)
-        if line is not None:
-            lines.append(line)
-            break
-    action = re.search(r"r(\d+)/(\d+)([FBIW])(\d+)", message)
-    where = []
-    if action and parts.plan.parts > 1:
-        kinds = {"F": "forward", "B": "backward", "I": "input gradients", "W": "weight gradients"}
-        replica, stage, kind, i = action.groups()
-        where.append(f"replica {replica}, stage {stage}, {kind} of micro-batch {i}")
+    block = _root(error.message or str(error))
+    found = NODE.findall(block)
+    name = found[0].split("/_")[0] if found else ""
+    details = [f"{type(error).__name__} in '{name}'" if name else type(error).__name__]
+    place = _place(block, parts)
+    way_out = "The variables are as before this call, and the next one runs normally."
+    if isinstance(error, tf.errors.ResourceExhaustedError):
+        way_out += " Use more micro_batches or more stages: each then needs less memory."
+    rule = _without_nodes(block)
+    if isinstance(error, tf.errors.CancelledError):
+        rule = "the step failed on one of its devices, and did not fail again when it was repeated on the first alone"
+        details = [f"what TensorFlow told is only that the others were cancelled: {_without_nodes(block)}"]
     return _class_of(type(error))(
-        _without_nodes(first),
-        details=where,
-        at=lines,
-        way_out="The variables are as before the step; the next call runs normally.",
+        rule,
+        details=[*details, place] if place else details,
+        at=_lines(name, parts),
+        way_out=way_out,
         source=error,
     )
 
 
-def _line(name: str, parts: Parts) -> Any:
+def _root(message: str) -> str:
+    """The part of a message that speaks of what failed first."""
+    starts = list(ROOT.finditer(message))
+    ends = [*(later.start() for later in starts[1:]), len(message)]
+    blocks = [message[start.end() : end] for start, end in zip(starts, ends, strict=False) if start[1] != "CANCELLED"]
+    return blocks[0] if blocks else message
+
+
+def _place(block: str, parts: Parts) -> str:
+    """Which part of the step failed: `replica 1, stage 0, forward of micro-batch 2: examples 12 to 15 of 16, counted from 0`."""
+    plan = parts.plan
+    call, function = CALL.search(block), FUNCTION.search(block)
+    if function is None and call is None:
+        return "in the update, which runs once per step" if NODE.search(block) else ""
+    stage, kind = (call[2], call[3]) if call else (function[1], function[2])  # type: ignore[index]  # one of the two is there
+    named = plan.layout.stages[int(stage)]
+    words = [f"replica {call[1]}"] if call and plan.layout.replicas > 1 else []
+    if len(plan.layout.stages) > 1:
+        words.append(f"stage {stage}" + (f" '{named}'" if named != stage else ""))
+    words.append(PHASES[kind])
+    text = ", ".join(words)
+    if call is None or plan.parts == 1 or not plan.examples:
+        return text
+    replica, i = int(call[1]), int(call[4])
+    first, size = plan.offset(replica, i), plan.sizes[replica][i]
+    text += f" of micro-batch {i}" if plan.micro_batches > 1 else ""
+    examples = f"example {first}" if size == 1 else f"examples {first} to {first + size - 1}"
+    return f"{text}: {examples} of {plan.examples}, counted from 0"
+
+
+def _lines(name: str, parts: Parts) -> list[Line]:
+    """The user's line; for what the tape made, that of the forward operation it is the gradient of."""
+    for node in _nodes(name, parts):
+        if node.twin:
+            name = node.twin
+            break
     pieces = name.split("/")
     for start in range(len(pieces)):
         for end in range(len(pieces), start, -1):
             line = parts.line_of("/".join(pieces[start:end]))
-            if line is not None and line.number:
-                return line
-    return None
+            if line.number:
+                return [line]
+    return []
 
 
-def _without_nodes(text: str) -> str:
-    text = re.sub(r"\s*\[\[\{\{node.*?\}\}\]\]", "", text)
-    return re.sub(r"\{\{(?:function_node|node) [^}]*\}\}\s*", "", text).strip()
+def _nodes(name: str, parts: Parts) -> Iterator[Node]:
+    for graph in (parts.program.main, *(function.graph for function in parts.program.functions.values())):
+        if name in graph and graph[name].op not in ("Send", "Recv"):
+            yield graph[name]
+
+
+def _without_nodes(block: str) -> str:
+    """The first line, without the names of nodes."""
+    text = re.sub(r"\{\{(?:function_node|node) [^}]*\}\}\s*", "", block.split("\n")[0])
+    return re.sub(r"\s*\[Op:[^\]]*\]$", "", text).strip()
 
 
 @functools.cache
@@ -70,5 +124,6 @@ def _class_of(kind: type[tf.errors.OpError]) -> Any:
         def __str__(self) -> str:
             return self._message
 
-    Failure.__name__ = Failure.__qualname__ = f"RunError({kind.__name__})"
+    Failure.__name__ = Failure.__qualname__ = RunError.__name__
+    Failure.__module__ = RunError.__module__
     return Failure

@@ -116,6 +116,7 @@ class _Writer:
             self.control(name)
         if not inline:
             self.proto.attr["_noinline"].b = True
+            self.proto.attr["_nospecialize"].b = True  # else Grappler copies and optimizes it for every call
         return self.proto
 
     def control(self, name: str) -> None:

@@ -166,7 +166,7 @@ def measure(compiled: Compiled, tensors: Sequence[tf.Tensor]) -> Timeline:
             run(tensors)
         outputs = run(tensors)
     seconds = [float(time) for time in outputs[stamped.outputs :]]
-    return _timeline(stamped, tuple(outputs[: stamped.outputs]), seconds)
+    return _timeline(compiled.program.devices, stamped, tuple(outputs[: stamped.outputs]), seconds)
 
 
 @contextlib.contextmanager
@@ -180,7 +180,9 @@ def kept(variables: Iterable[Any]) -> Iterator[None]:
             variable.assign(value)
 
 
-def _timeline(stamped: Timed, outputs: tuple[tf.Tensor, ...], seconds: Sequence[float]) -> Timeline:
+def _timeline(
+    devices: tuple[str, ...], stamped: Timed, outputs: tuple[tf.Tensor, ...], seconds: Sequence[float]
+) -> Timeline:
     """Sorts clock readings into rows.
 
     An update that other work of the same device does not wait for ends, in its row, where that work starts.
@@ -189,7 +191,8 @@ def _timeline(stamped: Timed, outputs: tuple[tf.Tensor, ...], seconds: Sequence[
     times = [1e6 * (time - zero) for time in seconds]
     made = []
     for span in stamped.spans:
-        start = max(times[span.free], min(times[k] for k in span.ready))
+        ready = min(times[k] for k in span.ready)
+        start = ready if span.free is None else max(times[span.free], ready)
         made.append(Slice(span.device, span.action, span.replica, span.phase, start, max(start, times[span.end])))
     order = sorted(range(len(made)), key=lambda k: (made[k].device, made[k].start_us, made[k].end_us))
     slices = [made[k] for k in order]
@@ -198,7 +201,7 @@ def _timeline(stamped: Timed, outputs: tuple[tf.Tensor, ...], seconds: Sequence[
             slices[position] = Slice(**{**vars(slice), "end_us": after.start_us})
     places = {k: position for position, k in enumerate(order)}
     transfers = sorted((places[giver], places[taker]) for giver, taker in stamped.transfers)
-    return Timeline(stamped.program.devices, tuple(slices), tuple(transfers), outputs)
+    return Timeline(devices, tuple(slices), tuple(transfers), outputs)
 
 
 def _label(device: str) -> str:

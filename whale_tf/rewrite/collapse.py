@@ -1,0 +1,40 @@
+"""The same program on one device and without its assignments: for finding out what failed.
+
+When an operation fails, TensorFlow cancels what waits on other devices, and sometimes reports a cancelled Recv before the failure itself.
+On one device nothing waits, so running the step again there, from the same state, shows the failure.
+
+    Before:  a = Call() on 0;  Send(a) on 0;  b = Recv() on 1;  c = Call(b) on 1;  Assign(c)
+    After:   a = Call() on 0;  c = Call(a) on 0
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from whale_tf.ir.graph import Graph, Node, Ref
+from whale_tf.rewrite.placed import HOST
+from whale_tf.rewrite.program import Program
+
+LEFT_OUT = frozenset({"Send", "Recv", "Assign"})
+
+
+def collapse(program: Program) -> Program:
+    """The program on the host alone; its effects are its calls."""
+    sent = {node.attrs["key"]: node.inputs[0] for node in program.main if node.op == "Send"}
+    received = {node.name: sent[node.attrs["key"]] for node in program.main if node.op == "Recv"}
+
+    def source(ref: Ref) -> Ref:
+        while ref.node in received:
+            ref = received[ref.node]
+        return ref
+
+    nodes: list[Node] = []
+    for node in program.main:
+        if node.op not in LEFT_OUT:
+            control = tuple(name for name in node.control if program.main[name].op not in LEFT_OUT)
+            inputs = tuple(source(ref) for ref in node.inputs)
+            device = node.device if node.op == "Read" else HOST  # a variable can only be read where it is
+            nodes.append(node.with_(inputs=inputs, control=control, device=device))
+    calls = [node.name for node in nodes if node.op == "Call"]
+    main = Graph.of(nodes, [source(ref) for ref in program.main.outputs], calls)
+    return replace(program, main=main, inline=False)  # a call that is not dissolved has a name in the message
