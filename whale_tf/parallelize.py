@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -15,7 +16,7 @@ from whale_tf.annotate.devices import current_cluster
 from whale_tf.annotate.subgroup import Opened
 from whale_tf.capture.record import Position, Restart, Trace, line_of, record
 from whale_tf.capture.translate import CapturedStep, translate
-from whale_tf.errors import CaptureError
+from whale_tf.errors import BatchError, CaptureError, WhaleError
 from whale_tf.ir import text
 from whale_tf.ir.graph import Graph
 from whale_tf.ir.verify import verify
@@ -25,12 +26,13 @@ from whale_tf.plan.planner import Facts, make_plan
 from whale_tf.plan.roles import Roles, find_roles
 from whale_tf.plan.stages import assign_stages
 from whale_tf.rewrite.bind import Binder, Variant
+from whale_tf.rewrite.check import check
 from whale_tf.rewrite.cut import Cut, Key, StageFunction, cut
 from whale_tf.rewrite.fold_random import fold_random
 from whale_tf.rewrite.hold_assignments import hold_assignments
 from whale_tf.rewrite.tell_apart import tell_apart
 from whale_tf.run.compiled import Compiled, Parts
-from whale_tf.run.signature import Arguments
+from whale_tf.run.signature import Arguments, written_at
 from whale_tf.run.step import Options, Step
 
 DUMP_VARIABLE = "WHALE_TF_DUMP"
@@ -88,6 +90,7 @@ def compile_step(fn: Callable[..., Any], arguments: Arguments, options: Options)
         variants[size] = _variant(step.graph, each, captured, plan, size, dump)
     program = Binder(step.graph, roles, plan, variants).bind()
     dump("bound", program.main, after="bind")
+    check(step.graph, roles, plan, variants, program)
     program = hold_assignments(program)
     dump("held", program.main, after="hold_assignments")
     _warn(captured)
@@ -137,18 +140,23 @@ def _capture(fn: Callable[..., Any], arguments: Arguments, options: Options) -> 
 
     def at(examples: int, on_open: Callable[[Opened], None] = lambda opened: None) -> CapturedStep:
         if examples not in traced:
-            trace = record(fn, arguments.rebuilt, arguments.specs(examples), getattr(fn, "__name__", "step"), on_open)
+            with _telling_the_size(examples, arguments.examples):
+                trace = record(fn, arguments.rebuilt, arguments.specs(examples), getattr(fn, "__name__", "step"), on_open)
             traced[examples] = translate(trace, arguments.batch, f"_{examples}")
         return traced[examples]
 
-    def sizes_of(shares: Sequence[float]) -> tuple[tuple[int, ...], ...]:
-        return cut_batch(arguments.examples, shares, options.micro_batches, arguments.cut_names)
+    def sizes_of(shares: Sequence[float], scope: Sequence[Opened]) -> tuple[tuple[int, ...], ...]:
+        at = [written_at(fn)]
+        return cut_batch(arguments.examples, shares, options.micro_batches, arguments.cut_names, at=at, scope=scope)
 
     def expect(opened: Opened) -> None:
         if opened.kind == "replica" and arguments.examples and not opened.parent:
             count = opened.count or len(cluster)
             shares = opened.shares or (1.0,) * count
-            expected = max(map(max, sizes_of([share / sum(shares) for share in shares])))
+            try:
+                expected = max(map(max, sizes_of([share / sum(shares) for share in shares], [opened])))
+            except BatchError:  # there may be fewer replicas, once the stages are known
+                return
             if expected != guess and expected not in tried:
                 raise Restart(expected)
 
@@ -162,7 +170,7 @@ def _capture(fn: Callable[..., Any], arguments: Arguments, options: Options) -> 
             continue
         request = read_scopes(step.trace.opened)
         layout = lay_out(request, cluster, options.schedule)
-        sizes = sizes_of(layout.shares)
+        sizes = sizes_of(layout.shares, [request.replica] if request.replica else [])
         distinct = sorted({size for row in sizes for size in row}, reverse=True)
         if distinct[0] in (guess, 0):
             break
@@ -172,6 +180,22 @@ def _capture(fn: Callable[..., Any], arguments: Arguments, options: Options) -> 
     if len(distinct) == 1 and len(sizes) * len(sizes[0]) > 1 and _looks_per_example(step.graph, guess):
         probe = _probe(at, next((size for size in traced if size != guess), guess + 1))
     return Captures((step, *others), tuple(distinct), request, layout, sizes, probe)
+
+
+@contextlib.contextmanager
+def _telling_the_size(examples: int, batch: int) -> Iterator[None]:
+    """An error of the user's own code is told which batch size it met, if that is not the one of the call."""
+    try:
+        yield
+    except WhaleError:
+        raise
+    except Exception as error:
+        if examples != batch:
+            error.add_note(
+                f"whale_tf traced the step for a micro-batch of {examples} of the {batch} examples: "
+                "take sizes from tf.shape(x)[0] or x.shape[0], or write -1, in the place of a fixed batch size."
+            )
+        raise
 
 
 def _looks_per_example(graph: Graph, examples: int) -> bool:

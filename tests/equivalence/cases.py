@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from tests.equivalence import (
     cases_control_flow,
     cases_gradients,
+    cases_operations,
     cases_optimizers,
     cases_rounds,
     cases_stages,
@@ -23,6 +24,7 @@ CASES = (
     *cases_control_flow.CASES,
     *cases_state.CASES,
     *cases_optimizers.CASES,
+    *cases_operations.CASES,
 )
 
 LAYOUTS = (

@@ -178,7 +178,7 @@ def convolutions(scopes: Scopes) -> Training:
 
 
 def whole_argument(scopes: Scopes) -> Training:
-    """A table that has as many rows as the batch and is no batch; and class weights that cannot be taken for one."""
+    """Arguments that are no batch: a table that has as many rows as one, and class weights that have fewer."""
     blocks = classifier()
 
     def forward(x: tf.Tensor, y: tf.Tensor, table: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
@@ -251,7 +251,7 @@ CASES = (
     Case(model_in_one_stage),
     Case(layer_called_twice),
     Case(convolutions),
-    Case(whole_argument, whole=("table",)),
+    Case(whole_argument, whole=("table", "weights")),
     Case(loss_that_is_a_sum, loss="sum"),
     Case(evaluation),
     Case(prediction),

@@ -66,8 +66,7 @@ def transformer(scopes: Scopes) -> Training:
         logits = scopes.through(blocks, batch[:, :-1])
         return tf.reduce_mean(cross_entropies(batch[:, 1:], logits))
 
-    optimizer = keras.optimizers.Adam(0.003, epsilon=1e-4)
-    return training_of(scopes, blocks, forward, [(batch,) for batch in tokens], optimizer=optimizer)
+    return training_of(scopes, blocks, forward, [(batch,) for batch in tokens])
 
 
 TRANSFORMER = Case(transformer)

@@ -79,7 +79,7 @@ def tokens(examples: int, names: Sequence[str]) -> list[tuple[Any, ...]]:
 
 
 class Pooled(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
-    """Class scores from the named output of a backbone, averaged over its places."""
+    """Class scores from the named output of a backbone, averaged over its places if it has them."""
 
     def __init__(self, width: int, output: str = "") -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Pooled(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
 
     def call(self, outputs: Any) -> tf.Tensor:
         hidden = outputs[self.output_name] if self.output_name else outputs
-        return self.scores(tf.reduce_mean(hidden, axis=1))
+        return self.scores(hidden if hidden.shape.rank == 2 else tf.reduce_mean(hidden, axis=1))
 
 
 class Untouched(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
@@ -116,7 +116,7 @@ def bert(scopes: Scopes) -> Training:
     model = keras_hub.models.BertBackbone(TOKENS, 2, 2, 16, 32, dropout=0.0, max_sequence_length=PLACES)
     in_stages(model, scopes.stages)
     batches = tokens(scopes.examples, ("token_ids", "segment_ids", "padding_mask"))
-    return trained(scopes, model, Pooled(16, "sequence_output"), batches, training=True)
+    return trained(scopes, model, Pooled(16, "pooled_output"), batches, training=True)
 
 
 def gpt2(scopes: Scopes) -> Training:

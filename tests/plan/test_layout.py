@@ -98,7 +98,7 @@ def test_parts_without_a_batch_are_refused() -> None:
         cut_batch(0, [1.0], 2)
     assert str(refused.value) == (
         "no input carries a batch that could be cut.\n"
-        "  the step has 1 replica x 2 micro-batches, and takes no tensor of rank 1 or more\n"
+        "  the step has 1 replica x 2 micro-batches, and no argument that is cut is a tensor of rank 1 or more\n"
         "  Pass the batch to the step as tensors or arrays."
     )
 
@@ -180,19 +180,19 @@ def test_stages_on_equal_virtual_devices_share_rows() -> None:
             stages(2),
             DeviceError,
             "5 devices cannot be divided into replicas of 2.\n"
-            "  5 % 2 = 1\n"
+            "  a replica takes 2 devices, one for each stage, and 5 % 2 = 1\n"
             "  in replica() opened at train.py:1\n"
-            "  Give the number: replica(2), or use a number of devices that 2 divides.",
+            "  Write replica(2), which leaves 1 idle, or call whale.init(4).",
         ),
         (
             4,
             None,
             stages(2, [2, 1]),
             PlanError,
-            "stage(devices=2) has nothing to cut over its devices.\n"
-            "  a stage runs on one device of each replica\n"
+            "a stage runs on one device of each replica.\n"
+            "  stage(2) asks for 2\n"
             "  in stage(2) opened at train.py:2\n"
-            "  Use stage(), and replica() around the stages for more devices.",
+            "  Write stage(), and replica() around the stages to use more devices.",
         ),
         (
             4,

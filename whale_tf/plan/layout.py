@@ -12,7 +12,7 @@ from itertools import accumulate, chain
 
 from whale_tf.annotate.cluster import Cluster, VirtualDevice
 from whale_tf.annotate.subgroup import Opened
-from whale_tf.errors import BatchError, DeviceError, PlanError, ScopeError
+from whale_tf.errors import BatchError, DeviceError, Line, PlanError, ScopeError
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,21 @@ def lay_out(request: Request, cluster: Cluster, schedule: str) -> Layout:
 
 
 def cut_batch(
-    examples: int, shares: Sequence[float], micro_batches: int, inputs: Sequence[str] = ()
+    examples: int,
+    shares: Sequence[float],
+    micro_batches: int,
+    inputs: Sequence[str] = (),
+    *,
+    at: Sequence[Line] = (),
+    scope: Sequence[Opened] = (),
 ) -> tuple[tuple[int, ...], ...]:
     """How many examples each micro-batch of each replica holds: as even as whole numbers allow, the larger ones first.
 
     Args:
       examples: the global batch; 0 if no input carries one, which only one part can take.
       inputs: names of the tensors that carry the batch.
+      at: where the step is defined.
+      scope: the replica scope, if there is one.
     Raises:
       BatchError: a micro-batch would be empty.
     """
@@ -138,7 +146,9 @@ def cut_batch(
             return ((0,),)
         raise BatchError(
             "no input carries a batch that could be cut",
-            details=[f"the step has {parts_text}, and takes no tensor of rank 1 or more"],
+            details=[f"the step has {parts_text}, and no argument that is cut is a tensor of rank 1 or more"],
+            at=at,
+            scope=[str(opened) for opened in scope],
             way_out="Pass the batch to the step as tensors or arrays.",
         )
     ends = [round(end * examples) for end in accumulate(shares)]
@@ -151,6 +161,8 @@ def cut_batch(
         raise BatchError(
             f"a batch of {examples} is too small for {parts_text}",
             details=[f"replica {r} gets {part} examples" for r, part in enumerate(parts)],
+            at=at,
+            scope=[str(opened) for opened in scope],
             way_out="Use a larger batch or fewer micro_batches: each micro-batch needs at least one example.",
         )
     return sizes
@@ -175,10 +187,10 @@ def _refuse_wide_stages(request: Request) -> None:
     wide = [scope for scope in request.stages if scope.devices != 1 and isinstance(scope.devices, int)]
     if wide:
         raise PlanError(
-            f"stage(devices={wide[0].devices}) has nothing to cut over its devices",
-            details=["a stage runs on one device of each replica"],
+            "a stage runs on one device of each replica",
+            details=[f"{scope.label} asks for {scope.devices}" for scope in wide],
             scope=[str(scope) for scope in wide],
-            way_out="Use stage(), and replica() around the stages for more devices.",
+            way_out="Write stage(), and replica() around the stages to use more devices.",
         )
 
 
@@ -201,15 +213,15 @@ def _count(request: Request, rows: int, total: int) -> int:
     asked = _asked(request)
     if asked is not None:
         return asked
-    if total % rows:
+    if total > rows and total % rows:
         raise DeviceError(
             f"{total} devices cannot be divided into replicas of {rows}",
-            details=[f"{total} % {rows} = {total % rows}"],
+            details=[f"a replica takes {rows} devices, one for each stage, and {total} % {rows} = {total % rows}"],
             scope=str(request.replica),
-            way_out=f"Give the number: replica({max(1, total // rows)}), "
-            f"or use a number of devices that {rows} divides.",
+            way_out=f"Write replica({total // rows}), which leaves {total % rows} idle, "
+            f"or call whale.init({total - total % rows}).",
         )
-    return total // rows
+    return max(1, total // rows)
 
 
 def _places(request: Request, cluster: Cluster, count: int, rows: int) -> tuple[tuple[int, ...], ...]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.eager import context  # private; tried with 2.21
+from tensorflow.python.eager import context, execute  # private; tried with 2.21
+from tensorflow.python.framework import ops  # private; tried with 2.21
 
 from whale_tf.errors import Line
 from whale_tf.ir.graph import Graph
@@ -18,10 +18,7 @@ from whale_tf.plan.plan import Plan
 from whale_tf.rewrite.collapse import collapse
 from whale_tf.rewrite.program import Program
 from whale_tf.run.failure import run_error
-from whale_tf.run.lower import Lowered, lower
-
-_numbers = itertools.count()
-
+from whale_tf.run.lower import OPTIMIZE_ONCE, Lowered, lower
 
 @dataclass(frozen=True)
 class Parts:
@@ -75,9 +72,9 @@ class Compiled:
         inputs = [tensors[index] for index in lowered.arguments]
         inputs += [self.parts.outside[index] for index in lowered.outside]
         inputs += [self.parts.variables[name].handle for name in lowered.variables]
-        name = lowered.main.signature.name.encode()
-        outputs = context.context().call_function(name, inputs, len(lowered.main.signature.output_arg))
-        return [] if outputs is None else list(outputs)
+        signature = lowered.main.signature
+        attrs = ("config_proto", OPTIMIZE_ONCE, "executor_type", "")
+        return list(execute.execute(signature.name, len(signature.output_arg), inputs, attrs, context.context()) or ())
 
     def _guarded(self, lowered: Lowered, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         """Runs; a failure is told with the user's line."""
@@ -101,7 +98,7 @@ class Compiled:
 
     def _register(self, program: Program) -> tuple[Lowered, list[str]]:
         """Lowers a program and makes its functions known to TensorFlow; gives the names under which they are."""
-        lowered = lower(program, self.parts.calls, f"whale_{next(_numbers)}")
+        lowered = lower(program, self.parts.calls, f"whale_{ops.uid()}")
         here = context.context()
         for function in self.parts.library.values():
             if not here.has_function(function.signature.name):

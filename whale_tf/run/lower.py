@@ -9,11 +9,18 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2, function_pb2, node_def_pb2
+from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
 from tensorflow.python.framework import op_def_registry  # private; tried with 2.21
 
 from whale_tf.ir.graph import DType, Function, Graph, Node, Opaque, Ref, Shape, TensorType
 from whale_tf.rewrite.program import Program
 
+# Grappler goes over a function twice by default; the second time finds little, and takes as long (benchmarks/build_time).
+OPTIMIZE_ONCE = config_pb2.ConfigProto(
+    graph_options=config_pb2.GraphOptions(
+        rewrite_options=rewriter_config_pb2.RewriterConfig(meta_optimizer_iterations=rewriter_config_pb2.RewriterConfig.ONE)
+    )
+).SerializeToString()
 HOST = "/job:localhost/replica:0/task:0/device:CPU:0"
 
 
@@ -159,7 +166,12 @@ class _Main:
         if node.op == "Call":
             function = Function(_named(self.prefix, node.attrs["function"].decode()))
             kinds = [self.program.main.type_of(ref).dtype for ref in node.inputs]
-            attrs = {"Tin": tuple(kinds), "Tout": tuple(kind.dtype for kind in node.outputs), "f": function}
+            attrs = {
+                "Tin": tuple(kinds),
+                "Tout": tuple(kind.dtype for kind in node.outputs),
+                "f": function,
+                "config_proto": OPTIMIZE_ONCE,
+            }
             self.writer.node(node, device, op="StatefulPartitionedCall", attrs=attrs)
         elif node.op in ("Send", "Recv"):
             self._transfer(node, device)

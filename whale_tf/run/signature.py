@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.util import nest  # private; tried with 2.21
 
-from whale_tf.errors import BatchError
+from whale_tf.errors import BatchError, Line
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,19 @@ class _Constant:
     value: Any
 
 
+class _Same:
+    """A constant without a hash: equal to itself only. Held here, so that no other gets its id."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.value is self.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
 def take_apart(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], whole: Sequence[str]) -> Arguments:
     """Sorts the arguments of a call.
 
@@ -77,13 +91,18 @@ def take_apart(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
       BatchError: tensors that are not `whole` differ in dim 0.
       TypeError: the arguments do not fit the function, as Python says.
     """
-    bound = inspect.signature(function).bind(*args, **kwargs)
+    try:
+        bound = inspect.signature(function).bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{getattr(function, '__name__', 'step')}(): {error}") from None
     bound.apply_defaults()
     tensors: list[tf.Tensor] = []
     names: list[str] = []
     key: list[Hashable] = []
 
     def take(path: Sequence[Any], leaf: Any) -> Any:
+        if isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor, tf.IndexedSlices)):
+            raise _not_dense(_written(path), leaf, function)
         if not is_tensor(leaf):
             key.append(_hashable(leaf))
             return _Constant(leaf)
@@ -98,7 +117,7 @@ def take_apart(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
         taken = [take(path, leaf) for path, leaf in zip(paths, leaves, strict=True)]
         structure[name] = tf.nest.pack_sequence_as(value, taken)
     batch = tuple(tensor.shape.rank != 0 and name.split("[")[0].split(".")[0] not in whole for tensor, name in zip(tensors, names, strict=True))
-    examples = _common_size(tensors, names, batch)
+    examples = _common_size(tensors, names, batch, function)
     layout = tuple((tensor.dtype, tuple(tensor.shape)) for tensor in tensors)
     shape_key = (tuple(names), layout, tuple(key), repr(tf.nest.map_structure(type, structure)))
     bound.arguments.update(structure)
@@ -124,17 +143,43 @@ def _hashable(value: Any) -> Hashable:
     try:
         hash(value)
     except TypeError:
-        return ("id", id(value))
+        return _Same(value)
     return (type(value), value)
 
 
-def _common_size(tensors: Sequence[tf.Tensor], names: Sequence[str], batch: Sequence[bool]) -> int:
+def _common_size(
+    tensors: Sequence[tf.Tensor], names: Sequence[str], batch: Sequence[bool], function: Callable[..., Any]
+) -> int:
     sizes = {name: int(tensor.shape[0]) for tensor, name, cut in zip(tensors, names, batch, strict=True) if cut}
     if len(set(sizes.values())) > 1:
+        arguments = {name.split("[")[0] for name in sizes}
+        odd = min(sizes, key=lambda name: sizes[name]).split("[")[0]
+        name_it = f'name what is not a batch: whale.function(whole=("{odd}",)).'
+        if len(arguments) == 1:
+            name_it = "pass what is not a batch as an argument of its own and name it: whale.function(whole=(name,))."
         raise BatchError(
             "the inputs have different batch sizes",
             details=[f"{name} has dim 0 = {size}" for name, size in sizes.items()],
-            way_out="Give all of them the same number of examples, or name what is not a batch: "
-            f'whale.function(whole=("{min(sizes, key=lambda name: sizes[name]).split("[")[0]}",)).',
+            at=[written_at(function)],
+            way_out=f"Give all of them the same number of examples, or {name_it}",
         )
     return next(iter(sizes.values()), 0)
+
+
+def _not_dense(name: str, value: Any, function: Callable[..., Any]) -> BatchError:
+    dense = {tf.RaggedTensor: f"{name}.to_tensor()", tf.SparseTensor: f"tf.sparse.to_dense({name})"}
+    return BatchError(
+        f"'{name}' is a {type(value).__name__}, which cannot be cut into replicas and micro-batches",
+        details=[f"its shape is {value.shape}"],
+        at=[written_at(function)],
+        way_out=f"Pass a dense tensor: {dense.get(type(value), f'tf.convert_to_tensor({name})')}.",
+    )
+
+
+def written_at(function: Callable[..., Any]) -> Line:
+    """Where a step is defined: the line of its decorator."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    name = getattr(function, "__name__", "step")
+    if code is None:
+        return Line(name, 0)
+    return Line(code.co_filename.removeprefix(os.getcwd() + os.sep), code.co_firstlineno, name)

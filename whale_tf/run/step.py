@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import threading
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ from whale_tf.plan.grid import Grid
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.schedule import make_grid
 from whale_tf.run.compiled import Compiled
-from whale_tf.run.signature import Arguments, take_apart
+from whale_tf.run.graph_file import save_graph
+from whale_tf.run.signature import Arguments, take_apart, written_at
+from whale_tf.run.timeline import Timeline, kept, measure
+from whale_tf.run.verification import Verification, verify
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,14 @@ class Options:
             raise PlanError(
                 "micro_batches must be a whole number from 1 on",
                 details=[f"micro_batches is {self.micro_batches!r}"],
+                at=[written_at(function)],
                 way_out="Use micro_batches=1 to take each replica's part of the batch at once.",
             )
         if self.loss not in ("mean", "sum"):
             raise PlanError(
-                f"the loss is neither a mean nor a sum: {self.loss!r}",
+                "the loss must be a mean or a sum over the examples",
+                details=[f"loss is {self.loss!r}"],
+                at=[written_at(function)],
                 way_out='Use loss="mean" or loss="sum": what the loss is over the examples.',
             )
         make_grid(self.schedule, 1, 1)
@@ -57,8 +64,9 @@ class Options:
         unknown = [name for name in self.whole if name not in parameters]
         if unknown:
             raise PlanError(
-                f"whole names no argument of '{getattr(function, '__name__', 'step')}': {', '.join(unknown)}",
+                f"whole names no argument of '{getattr(function, '__name__', 'step')}': {', '.join(map(str, unknown))}",
                 details=[f"its arguments are {', '.join(parameters)}"],
+                at=[written_at(function)],
                 way_out="Use the names of the step's own arguments.",
             )
 
@@ -76,6 +84,8 @@ class Step:
         self._compiler = compiler
         self._compiled: dict[Hashable, Compiled] = {}
         self._last: Compiled | None = None
+        self._batch: tuple[tf.Tensor, ...] = ()
+        self._plain: Any = None
         self._lock = threading.RLock()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -89,20 +99,22 @@ class Step:
             return self.python_function(*args, **kwargs)
         if not tf.executing_eagerly():
             raise CaptureError(
-                f"the step '{self.python_function.__name__}' is called inside a tf.function",
+                f"the step '{self.python_function.__name__}' is called inside a tf.function or another step",
                 details=["a step brings its own plan over all devices and cannot be part of another graph"],
+                at=[written_at(self.python_function)],
                 way_out="Call it from Python, once for each batch.",
             )
         with self._lock:
             arguments = self._arguments(args, kwargs)
             compiled = self._for(arguments)
+            self._batch = arguments.tensors
             return compiled(arguments.tensors)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """A method of the instance, with plans of its own."""
         if instance is None:
             return self
-        name = f"_whale_step_{self.python_function.__name__}"
+        name = f"_whale_step_{self.python_function.__qualname__}"  # a class and its parent may both have one
         bound = instance.__dict__.get(name)
         if bound is None:
             bound = Step(self.python_function.__get__(instance, owner), self.options, self._compiler)
@@ -129,6 +141,7 @@ class Step:
             raise PlanError(
                 f"the step '{self.python_function.__name__}' has no plan yet",
                 details=["a plan is made at the first call, from the shapes of its inputs"],
+                at=[written_at(self.python_function)],
                 way_out="Call the step, or plan it without running: step.prepare(*inputs).",
             )
         return self._last
@@ -136,7 +149,48 @@ class Step:
     def prepare(self, *args: Any, **kwargs: Any) -> Plan:
         """Traces and plans for these inputs without running; the next call with such inputs starts at once."""
         with self._lock:
-            return self._for(self._arguments(args, kwargs)).plan
+            arguments = self._arguments(args, kwargs)
+            self._batch = arguments.tensors
+            return self._for(arguments).plan
+
+    def timeline(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Timeline:
+        """Runs one step, measured, and writes when each device did what; the variables stay as they are.
+
+        Args:
+          path: a file that Perfetto (ui.perfetto.dev) and Chrome open.
+          args, kwargs: the global batch; without any, that of the last call.
+        Raises:
+          PlanError: there is no batch, since the step was not called.
+        """
+        with self._lock:
+            if args or kwargs:
+                arguments = self._arguments(args, kwargs)
+                self._last, self._batch = self._for(arguments), arguments.tensors
+            compiled, batch = self.compiled, self._batch
+            with kept(compiled.parts.variables.values()):
+                timeline = measure(compiled, batch)
+        timeline.save(path)
+        return timeline
+
+    def save_graph(self, path: str | os.PathLike[str]) -> None:
+        """Writes what runs for TensorBoard's graph page, with device names, into the folder `path`."""
+        save_graph(self.compiled, path)
+
+    def verify(self, *args: Any, steps: int = 1, **kwargs: Any) -> Verification:
+        """Runs the plan and the plain one-device `tf.function` from the same state on the same batch, and compares every number.
+
+        The variables stay as they are. What is printed or summarized is so twice, and stateful random operations draw on.
+
+        Args:
+          args, kwargs: the global batch, as in a call.
+          steps: how many steps each runs.
+        """
+        with self._lock:
+            arguments = self._arguments(args, kwargs)
+            compiled = self._compiled.get(arguments.key) or self._for(arguments)
+            if self._plain is None:
+                self._plain = tf.function(self.python_function)
+            return verify(self._plain, compiled, arguments, steps)
 
     @property
     def plan(self) -> Plan:
