@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "capture": {"annotate", "ir"},
     "plan": {"ir", "annotate.cluster", "annotate.subgroup", "_protos"},
     "rewrite": {"ir", "plan"},
-    "run": {"ir", "plan"},
+    "run": {"ir", "plan", "rewrite"},
     "save": {"ir", "plan", "run"},
     "parallelize": {"annotate", "capture", "ir", "plan", "rewrite", "run"},
 }

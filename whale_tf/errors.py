@@ -66,7 +66,8 @@ class WhaleError(Exception):
         lines += [f"  in {opened}" for opened in self.scope]
         if way_out:
             lines.append(f"  {way_out}")
-        Exception.__init__(self, "\n".join(lines))  # a kind may also be a tf.errors class, whose __init__ takes other arguments
+        # Not super(): a kind may also be a tf.errors class, whose __init__ takes other arguments.
+        Exception.__init__(self, "\n".join(lines))
 
 
 class ScopeError(WhaleError):

@@ -56,14 +56,15 @@ def function(
 ) -> Step | Callable[[Callable[..., Any]], Step]:
     """In the place of `tf.function`: makes a training step that runs over the devices its scopes ask for.
 
-    The step is written for one device and takes the global batch. Tensors and arrays whose dim 0 is the batch are cut over replicas
-    and micro-batches. Python numbers and other objects are constants, as in `tf.function`.
+    The step is written for one device and takes the global batch. Tensors and arrays whose dim 0 is the batch are cut
+    over replicas and micro-batches. Python numbers and other objects are constants, as in `tf.function`.
 
     Args:
       fn: the step.
       micro_batches: parts that each replica cuts its examples into; gradients are accumulated over them.
       schedule: `gpipe`, `1f1b`, `interleaved` or `zero_bubble`: the order of forward and backward over the stages.
-      loss: what the loss is over the examples: `mean`, or `sum`. Gradients of parts are averaged by their share of the examples, or added.
+      loss: what the loss is over the examples: `mean`, or `sum`. Gradients of parts are averaged by their share of
+        the examples, or added.
       whole: names of arguments whose tensors are not cut.
     Raises:
       ScheduleError, PlanError: an option that is not known, at once; other errors come with the first call.
@@ -85,7 +86,9 @@ def compile_step(fn: Callable[..., Any], arguments: Arguments, options: Options)
     dump("captured", step.graph)
     roles = find_roles(step.graph, examples[0])
     plan = make_plan(step.graph, roles, _facts(captured, options))
-    variants = {examples[0]: Variant(step.graph, roles, _cut(step.graph, roles, plan, plan.stage_of, examples[0], dump))}
+    variants = {
+        examples[0]: Variant(step.graph, roles, _cut(step.graph, roles, plan, plan.stage_of, examples[0], dump))
+    }
     for size, each in zip(examples[1:], captured.steps[1:], strict=True):
         variants[size] = _variant(step.graph, each, captured, plan, size, dump)
     program = Binder(step.graph, roles, plan, variants).bind()
@@ -132,8 +135,8 @@ class Captures:
 def _capture(fn: Callable[..., Any], arguments: Arguments, options: Options) -> Captures:
     """Traces the step at the sizes its layout asks for.
 
-    How many replicas there are is known once the step has opened its replica scope. A trace that was begun at another size ends
-    there and begins anew.
+    How many replicas there are is known once the step has opened its replica scope. A trace that was begun at another
+    size ends there and begins anew.
     """
     cluster = current_cluster()
     traced: dict[int, CapturedStep] = {}
@@ -141,7 +144,9 @@ def _capture(fn: Callable[..., Any], arguments: Arguments, options: Options) -> 
     def at(examples: int, on_open: Callable[[Opened], None] = lambda opened: None) -> CapturedStep:
         if examples not in traced:
             with _telling_the_size(examples, arguments.examples):
-                trace = record(fn, arguments.rebuilt, arguments.specs(examples), getattr(fn, "__name__", "step"), on_open)
+                trace = record(
+                    fn, arguments.rebuilt, arguments.specs(examples), getattr(fn, "__name__", "step"), on_open
+                )
             traced[examples] = translate(trace, arguments.batch, f"_{examples}")
         return traced[examples]
 
@@ -237,12 +242,16 @@ def _variant(main: Graph, step: CapturedStep, captured: Captures, plan: Plan, si
     dump(f"tell_apart-{size}", graph, after="tell_apart")
     roles = find_roles(graph, size)
     numbers = {scope.key: index for index, scope in enumerate(read_scopes(step.trace.opened).stages)}
-    stage_of = assign_stages(graph, roles, numbers, len(plan.layout.stages), lambda operation: line_of(step.trace, operation))
+    stage_of = assign_stages(
+        graph, roles, numbers, len(plan.layout.stages), lambda operation: line_of(step.trace, operation)
+    )
     _refuse_another_program(main, graph, captured, plan, size)
     return Variant(graph, roles, _cut(graph, roles, plan, stage_of, size, dump))
 
 
-def _cut(graph: Graph, roles: Roles, plan: Plan, stage_of: Mapping[str, int], size: int, dump: Dumps) -> Mapping[Key, StageFunction]:
+def _cut(
+    graph: Graph, roles: Roles, plan: Plan, stage_of: Mapping[str, int], size: int, dump: Dumps
+) -> Mapping[Key, StageFunction]:
     mean = plan.loss == "mean"
     scaled = size if mean and plan.parts > 1 else 0
     how = Cut(plan.micro_batches > 1, mean and not plan.even, plan.schedule == "zero_bubble", scaled)
@@ -269,12 +278,14 @@ def _warn(captured: Captures) -> None:
 
 def _result(trace: Trace, outputs: Sequence[tf.Tensor]) -> Any:
     return tf.nest.map_structure(
-        lambda leaf: outputs[leaf.index] if isinstance(leaf, Position) else leaf, trace.structure, expand_composites=True
+        lambda leaf: outputs[leaf.index] if isinstance(leaf, Position) else leaf,
+        trace.structure,
+        expand_composites=True,
     )
 
 
 def _refuse_another_program(main: Graph, other: Graph, captured: Captures, plan: Plan, size: int) -> None:
-    """Traces at different sizes may differ inside, and must agree in what they give: gradients, outputs, written variables."""
+    """Traces at different sizes may differ inside; they must give the same gradients, outputs and written variables."""
 
     def given(graph: Graph) -> set[str]:
         names = {node.name for node in graph if node.op in ("Gradient", "Write")}
@@ -283,11 +294,12 @@ def _refuse_another_program(main: Graph, other: Graph, captured: Captures, plan:
 
     differing = sorted(given(main) ^ given(other))
     if differing or len(main.outputs) != len(other.outputs):
-        trace = captured.steps[0].trace
+        where = ", ".join(differing[:3]) or "outputs"
+        lines = [line_of(each.trace, name) for name in differing[:1] for each in captured.steps]
         raise CaptureError(
             "the step is another program for another batch size",
-            details=[f"traced for {captured.examples[0]} and for {size} examples, it differs in {', '.join(differing[:3]) or 'outputs'}"],
-            at=[line_of(trace, name) for name in differing[:1]],
+            details=[f"traced for {captured.examples[0]} and for {size} examples, it differs in {where}"],
+            at=[line for line in lines if line.number][:1],
             way_out="Let the step not depend on the size of the batch, or use batches that divide evenly.",
         )
 

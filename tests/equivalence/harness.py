@@ -23,7 +23,7 @@ import whale_tf as whale
 
 SEED = 7
 TOLERANCE = 1e-5  # of a tensor's largest number: what adding float32 numbers in another order changes in three steps
-TINY = 1e-9  # below this a number is rounding only
+TINY = 1e-8  # below this a number is rounding only: the gradient of a bias that softmax ignores
 
 Numbers = dict[str, np.ndarray[Any, Any]]
 

@@ -19,7 +19,9 @@ KEPT_PRIVATE = frozenset({"_lower_using_switch_merge", "_XlaMustCompile", "_grad
 def attributes_of(attr: Any) -> dict[str, Any]:
     """A NodeDef's attributes, without the private ones that only steer TensorFlow's own bookkeeping."""
     return {
-        name: value_of(value) for name, value in sorted(attr.items()) if not name.startswith("_") or name in KEPT_PRIVATE
+        name: value_of(value)
+        for name, value in sorted(attr.items())
+        if not name.startswith("_") or name in KEPT_PRIVATE
     }
 
 

@@ -1,8 +1,8 @@
 """Traces the step once, at the shape of one micro-batch, and remembers what a GraphDef forgets.
 
-TensorFlow's own tracing does the work. While it runs, four of its entry points are wrapped so that the trace also tells: which
-tensors are gradients and of what, which operations a gradient call made, which forward operation each backward one belongs to,
-and in which of the user's scopes an operation stands.
+TensorFlow's own tracing does the work. While it runs, four of its entry points are wrapped so that the trace also
+tells: which tensors are gradients and of what, which operations a gradient call made, which forward operation each
+backward one belongs to, and in which of the user's scopes an operation stands.
 """
 
 from __future__ import annotations
@@ -14,10 +14,14 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
+import keras
 import tensorflow as tf
 from tensorflow.python import pywrap_tfe  # private; tried with 2.21
 from tensorflow.python.eager import execute  # private; tried with 2.21
-from tensorflow.python.eager.polymorphic_function import autograph_util, polymorphic_function  # private; tried with 2.21
+from tensorflow.python.eager.polymorphic_function import (
+    autograph_util,
+    polymorphic_function,
+)  # private; tried with 2.21
 from tensorflow.python.framework import func_graph, ops  # private; tried with 2.21
 
 from whale_tf.annotate import scopes
@@ -69,7 +73,7 @@ class Trace:
     markers: list[Marker] = field(default_factory=list)
     targets: dict[int, tuple[str, ...]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
-    opened: tuple[scopes.Opened, ...] = ()
+    opened: tuple[Opened, ...] = ()
     nested_gradients: list[Line] = field(default_factory=list)
     empty_gradients: list[Line] = field(default_factory=list)
 
@@ -132,7 +136,7 @@ def record(
 
 
 def line_of(trace: Trace, operation: str) -> Line:
-    """The user's line that made an operation, or that made what an operation of translation, as `assign/write`, stands for."""
+    """The user's line that made an operation, or what an operation of translation, as `assign/write`, stands for."""
     while operation:
         try:
             return scopes.user_line(trace.graph.get_operation_by_name(operation).traceback)
@@ -179,11 +183,15 @@ def _instrumented(trace: Trace) -> Iterator[None]:
         stack.enter_context(patch(execute, "record_gradient", _naming(execute.record_gradient, here)))
         inline = _inlining(polymorphic_function.Function.__call__, here)
         stack.enter_context(patch(polymorphic_function.Function, "__call__", inline))
+        optimizer = keras.optimizers.Optimizer
+        stack.enter_context(patch(optimizer, "apply", _built(optimizer.apply, here)))
         with tf.variable_creator_scope(_refuse_variable(trace)):
             yield
 
 
-def _marking(trace: Trace, original: Callable[..., Any], here: Callable[[], bool], *, method: bool) -> Callable[..., Any]:
+def _marking(
+    trace: Trace, original: Callable[..., Any], here: Callable[[], bool], *, method: bool
+) -> Callable[..., Any]:
     """`gradient` that passes what it returns through marker identities and stamps what it makes."""
 
     def gradient(*args: Any, **kwargs: Any) -> Any:
@@ -220,7 +228,7 @@ def _marking(trace: Trace, original: Callable[..., Any], here: Callable[[], bool
 def _mark(trace: Trace, value: Any, call: int, source: Any) -> Any:
     """The gradient behind its marker; the sizes of IndexedSlices are hidden, since accumulation changes them."""
     if isinstance(value, tf.IndexedSlices):
-        hidden = [None] + list(value.values.shape[1:])
+        hidden = [None, *value.values.shape[1:]]
         values = tf.compat.v1.placeholder_with_default(value.values, hidden, name=f"gradient_{call}/values")
         indices = tf.compat.v1.placeholder_with_default(value.indices, [None], name=f"gradient_{call}/indices")
         trace.markers.append(Marker(values.op.name, call, "values", indices.op.name, source))
@@ -252,7 +260,8 @@ def _inlining(original: Callable[..., Any], here: Callable[[], bool]) -> Callabl
         if not here() or self._jit_compile or (self.input_signature is not None and kwargs):
             return original(self, *args, **kwargs)
         if self.input_signature is not None and len(args) == len(self.input_signature):
-            args = tuple(tf.nest.map_structure(_converted, spec, arg) for spec, arg in zip(self.input_signature, args))
+            pairs = zip(self.input_signature, args, strict=True)
+            args = tuple(tf.nest.map_structure(_converted, spec, arg) for spec, arg in pairs)
         python_function = self._python_function
         if self._autograph:
             python_function = autograph_util.py_func_from_autograph(python_function)
@@ -265,6 +274,22 @@ def _converted(spec: Any, value: Any) -> Any:
     return tf.convert_to_tensor(value, spec.dtype) if isinstance(spec, tf.TensorSpec) else value
 
 
+def _built(original: Callable[..., Any], here: Callable[[], bool]) -> Callable[..., Any]:
+    """A Keras optimizer's `apply` that refuses to build it: stopped in the middle, it could never be built again."""
+
+    def apply(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
+        if here() and not self.built:
+            raise VariableError(
+                f"optimizer '{self.name}' has no variables yet, and the step would create them",
+                details=["a step is traced once and run many times; a variable must exist before"],
+                at=[scopes.user_line()],
+                way_out="Call optimizer.build(model.trainable_variables) before the step.",
+            )
+        return original(self, grads, trainable_variables)
+
+    return apply
+
+
 def _refuse_variable(trace: Trace) -> Callable[..., Any]:
     def create(next_creator: Callable[..., Any], **kwargs: Any) -> Any:
         if tf.executing_eagerly() or ops.get_default_graph() is not trace.graph:
@@ -273,7 +298,7 @@ def _refuse_variable(trace: Trace) -> Callable[..., Any]:
             f"variable '{kwargs.get('name') or 'Variable'}' is created inside the step",
             details=["a step is traced once and run many times; a variable must exist before"],
             at=[scopes.user_line()],
-            way_out="Create it outside; build the model on a first batch and call optimizer.build(variables) before the step.",
+            way_out="Create it before the step: build a model by calling it on a first batch.",
         )
 
     return create

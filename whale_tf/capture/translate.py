@@ -1,11 +1,12 @@
 """GraphDef → ir.Graph: one flat step without variables.
 
-A variable becomes a value that is handed on. Reading it gives the value it has at that place of the program, writing it makes a
-`Write` that later reads see, so that what was an order of side effects is plain data flow, and any part of the step can run
-anywhere. TensorFlow's automatic control dependencies are what this order came from, and are dropped. What remains an effect is
-what leaves the step: prints, summaries, assertions.
+A variable becomes a value that is handed on. Reading it gives the value it has at that place of the program, writing
+it makes a `Write` that later reads see, so that what was an order of side effects is plain data flow, and any part of
+the step can run anywhere. TensorFlow's automatic control dependencies are what this order came from, and are dropped.
+What remains an effect is what leaves the step: prints, summaries, assertions.
 
-    Before:  w = VarHandleOp; r = ReadVariableOp(w); y = MatMul(x, r); a = AssignSubVariableOp(w, g); r2 = ReadVariableOp(w, ^a)
+    Before:  w = VarHandleOp; r = ReadVariableOp(w); y = MatMul(x, r); a = AssignSubVariableOp(w, g); r2 =
+      ReadVariableOp(w, ^a)
     After:   w = Variable;  y = MatMul(x, w);  a = Sub(w, g);  a/write = Write(a);  … users of r2 take a/write
 """
 
@@ -28,7 +29,8 @@ class CapturedStep:
     """A captured step.
 
     Attributes:
-      graph: outputs are the tensors the step returns; effects are the last Write of each variable and what leaves the step.
+      graph: outputs are the tensors the step returns; effects are the last Write of each variable and what leaves the
+        step.
       variables: the user's variables by the name they have in `graph`.
       captured: tensors from outside, by the index of `Captured` and `Handle` nodes.
       functions: TensorFlow's bodies of control flow and of calls that stay calls, by name.
@@ -119,7 +121,8 @@ class _Translation:
 
     def _translate(self, proto: Any) -> bool:
         """Adds one node; whether it is an effect that must run even if unused."""
-        inputs, handles = [], {}
+        inputs: list[Ref | None] = []
+        handles: dict[int, str] = {}
         for position, tensor in enumerate(_data_inputs(proto)):
             if tensor[0] in self.handles:
                 handles[position] = self.handles[tensor[0]]
@@ -139,7 +142,9 @@ class _Translation:
         self._add(node)
         return (node.stateful and not node.outputs) or has_effects(node, self.functions)
 
-    def _translate_variable_op(self, proto: Any, operation: Any, inputs: list[Ref | None], handles: dict[int, str]) -> bool:
+    def _translate_variable_op(
+        self, proto: Any, operation: Any, inputs: list[Ref | None], handles: dict[int, str]
+    ) -> bool:
         if proto.op == "Identity":
             self.handles[proto.name] = handles[0]
             return False
@@ -156,8 +161,14 @@ class _Translation:
     def _marker(self, proto: Any, inputs: list[Ref | None], operation: Any) -> None:
         marker: Marker = self.markers[proto.name]
         variable = self.keys.get(id(marker.source))
-        name = next((key for key, value in self.variables.items() if value is variable), "") if variable is not None else ""
-        targets = [self.tensors[target, 0].node for target in self.trace.targets[marker.call] if (target, 0) in self.tensors]
+        name = (
+            next((key for key, value in self.variables.items() if value is variable), "")
+            if variable is not None
+            else ""
+        )
+        targets = [
+            self.tensors[target, 0].node for target in self.trace.targets[marker.call] if (target, 0) in self.tensors
+        ]
         attrs = {
             "call": marker.call,
             "part": marker.part.encode(),
@@ -233,7 +244,10 @@ PASS_THROUGH = frozenset({"Identity", "IdentityN", "StopGradient", "PreventGradi
 
 
 def _in_program_order(nodes: Sequence[Any], roots: Sequence[str]) -> Iterator[Any]:
-    """The nodes that the roots need, as they were made, but each after what it takes (a While's inputs may be made after it)."""
+    """The nodes that the roots need, as they were made, but each after what it takes.
+
+    Taking a While's gradient adds inputs to it, which are made after it.
+    """
     by_name = {node.name: node for node in nodes}
     needed: set[str] = set()
     stack = list(roots)

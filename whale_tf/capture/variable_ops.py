@@ -1,7 +1,8 @@
 """What each operation on a variable is as an operation on values: the table that `translate` applies.
 
-An operation that is not in the table (a loop over a variable, a fused optimizer kernel) becomes one call of a function that holds
-scratch variables: it takes the values, runs the operation, and gives the new values. To add a rule, add a row to RULES.
+An operation that is not in the table (a loop over a variable, a fused optimizer kernel) becomes one call of a
+function that holds scratch variables: it takes the values, runs the operation, and gives the new values. To add a
+rule, add a row to RULES.
 """
 
 from __future__ import annotations
@@ -16,11 +17,25 @@ from tensorflow.core.framework import attr_value_pb2
 
 from whale_tf.ir.graph import DType, Function, Graph, Node, Opaque, Ref, Shape, TensorType
 
-# The shared_name that makes VarHandleOp give a fresh variable at each run, freed with its last handle (resource_handle.h).
+# The shared_name that makes VarHandleOp give a fresh variable at each run, freed with its last handle
+# (resource_handle.h).
 ANONYMOUS = b"cd2c89b7-88b7-44c8-ad83-06c2a9158347"
 READS = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape", "VarIsInitializedOp"})
-CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall", "While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase"})
-LEAVES_THE_STEP = frozenset({"PrintV2", "Print", "Assert", "PyFunc", "EagerPyFunc", "WriteSummary", "WriteScalarSummary"})
+CALLS = frozenset(
+    {
+        "PartitionedCall",
+        "StatefulPartitionedCall",
+        "While",
+        "StatelessWhile",
+        "If",
+        "StatelessIf",
+        "Case",
+        "StatelessCase",
+    }
+)
+LEAVES_THE_STEP = frozenset(
+    {"PrintV2", "Print", "Assert", "PyFunc", "EagerPyFunc", "WriteSummary", "WriteScalarSummary"}
+)
 
 
 class Translation(Protocol):
@@ -119,7 +134,7 @@ def _gather(emit: Emit, variable: str, inputs: list[Ref]) -> Sequence[Ref]:
 
 def _gather_nd(emit: Emit, variable: str, inputs: list[Ref]) -> Sequence[Ref]:
     attrs = emit.like.attrs
-    types = {"Tparams": attrs["dtype"], "Tindices": attrs["Tindices"], "bad_indices_policy": b""}
+    types = {"Tparams": attrs["dtype"], "Tindices": attrs["Tindices"]}
     return [emit("GatherNd", [emit.value(variable), *inputs], emit.like.outputs, **types)]
 
 
@@ -138,7 +153,7 @@ def _scatter(op: str, *, nd: bool) -> Callable[[Emit, str, list[Ref]], Sequence[
             shape = index.shape if index.shape == Shape.unknown else Shape((*index.shape, 1))
             types = {"T": index.dtype, "Tdim": DType("int32")}
             indices = emit("ExpandDims", [indices, last], [TensorType(index.dtype, shape)], **types)
-        types = {"T": kind.dtype, "Tindices": index.dtype, "bad_indices_policy": b""}
+        types = {"T": kind.dtype, "Tindices": index.dtype}
         emit.write(variable, emit(op, [value, indices, updates], [kind], **types))
         return []
 
@@ -171,7 +186,9 @@ def scratch_call(emit: Emit, inputs: Sequence[Ref | None], handles: dict[int, st
     """
     translation, like = emit.translation, emit.like
     variables = list(dict.fromkeys(handles.values()))
-    written = [key for key in variables if _writes(like, [i for i, k in handles.items() if k == key], translation.functions)]
+    written = [
+        key for key in variables if _writes(like, [i for i, k in handles.items() if k == key], translation.functions)
+    ]
     values = [emit.value(key) for key in variables]
     others = [ref for ref in inputs if ref is not None]
     kinds = {key: emit.type_of(value) for key, value in zip(variables, values, strict=True)}
@@ -218,7 +235,9 @@ def _writes(node: Node, positions: Sequence[int], functions: dict[str, Any]) -> 
         return True
     shift = 1 if node.op in ("If", "StatelessIf", "Case", "StatelessCase") else 0
     return any(
-        _body_writes(functions, name, position - shift, set()) for name in _function_names(node) for position in positions
+        _body_writes(functions, name, position - shift, set())
+        for name in _function_names(node)
+        for position in positions
     )
 
 
@@ -255,9 +274,16 @@ def _body_writes(functions: dict[str, Any], name: str, position: int, seen: set[
 
 
 def _scratch_body(
-    node: Node, inputs: Sequence[Ref | None], handles: dict[int, str], written: Sequence[str], kinds: dict[str, TensorType]
+    node: Node,
+    inputs: Sequence[Ref | None],
+    handles: dict[int, str],
+    written: Sequence[str],
+    kinds: dict[str, TensorType],
 ) -> Graph:
-    """Arguments in order: the variables' values, then the operation's other inputs; results: its outputs, then the new values."""
+    """The body of a scratch call.
+
+    Arguments in order: the variables' values, then the operation's other inputs. Results: its outputs, then new values.
+    """
     nodes: list[Node] = []
     assigns: list[str] = []
     for index, (key, kind) in enumerate(kinds.items()):
@@ -271,11 +297,21 @@ def _scratch_body(
         nodes.append(Node(f"assign_{key}", "AssignVariableOp", refs, attrs={"dtype": kind.dtype}, stateful=True))
         assigns.append(f"assign_{key}")
     others = iter(range(len(assigns), len(kinds)))
-    taken = [Ref(f"handle_{handles[i]}") if ref is None else Ref(f"value_{next(others)}") for i, ref in enumerate(inputs)]
+    taken = [
+        Ref(f"handle_{handles[i]}") if ref is None else Ref(f"value_{next(others)}") for i, ref in enumerate(inputs)
+    ]
     nodes.append(node.with_(name="operation", inputs=tuple(taken), control=tuple(assigns)))
     outputs = [Ref("operation", index) for index in range(len(node.outputs))]
     for key in written:
-        read = Node(f"read_{key}", "ReadVariableOp", (Ref(f"handle_{key}"),), ("operation",), {"dtype": kinds[key].dtype}, (kinds[key],), True)
+        read = Node(
+            f"read_{key}",
+            "ReadVariableOp",
+            (Ref(f"handle_{key}"),),
+            ("operation",),
+            {"dtype": kinds[key].dtype},
+            (kinds[key],),
+            True,
+        )
         nodes.append(read)
         outputs.append(Ref(read.name))
     return Graph.of(nodes, outputs, ["operation"])

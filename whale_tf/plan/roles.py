@@ -1,15 +1,15 @@
 """When each operation runs: once per micro-batch, once per step, or wherever its value is wanted.
 
-The step is a sequence of phases. Even phases run for every micro-batch of every replica: forward and backward. Odd phases run once:
-what follows from the gradients. A step with one gradient call has the phases 0 and 1; one that updates, goes forward again with the new
-values and updates again (a GAN trained in turns) has 0, 1, 2 and 3.
+The step is a sequence of phases. Even phases run for every micro-batch of every replica: forward and backward. Odd
+phases run once: what follows from the gradients. A step with one gradient call has the phases 0 and 1; one that
+updates, goes forward again with the new values and updates again (a GAN trained in turns) has 0, 1, 2 and 3.
 
     phase(node) = FREE                  if it depends on no example: constants, variables, learning rates
                   max over its inputs   otherwise
                   + 1                   behind a final gradient marker, and where a per-example value meets an odd phase
 
-A marker that another gradient call differentiates through is an inner one (a gradient penalty), and so is the gradient of a per-example tensor:
-both are ordinary per-example code.
+A marker that another gradient call differentiates through is an inner one (a gradient penalty), and so is the
+gradient of a per-example tensor: both are ordinary per-example code.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ FREE = -1
 RANDOM = frozenset(
     {
         "RandomUniform", "RandomUniformInt", "RandomStandardNormal", "TruncatedNormal", "RandomShuffle", "Multinomial",
-        "RandomGammaV2", "RandomGamma", "RandomPoissonV2", "ParameterizedTruncatedNormal", "SampleDistortedBoundingBoxV2",
+        "RandomGammaV2", "RandomGamma", "RandomPoissonV2", "ParameterizedTruncatedNormal",
+        "SampleDistortedBoundingBoxV2",
         "StatelessRandomGetKeyCounter", "StatelessRandomUniform", "StatelessRandomUniformInt", "StatelessRandomNormal",
         "StatelessTruncatedNormal", "StatelessMultinomial", "StatelessRandomBinomial", "StatelessRandomPoisson",
         "StatelessRandomGammaV2", "StatelessRandomGammaV3", "StatelessRandomUniformFullInt",
@@ -64,7 +65,7 @@ class Roles:
 
 def variable_of(node: Node) -> str:
     """The variable that a Variable, Write or Gradient node speaks of; empty for the gradient of another tensor."""
-    return node.attrs["variable"].decode()
+    return str(node.attrs["variable"].decode())
 
 
 def find_roles(graph: Graph, examples: int = 0) -> Roles:
@@ -92,7 +93,11 @@ def find_roles(graph: Graph, examples: int = 0) -> Roles:
 
 def _final_markers(graph: Graph, examples: int) -> frozenset[str]:
     """Gradients that are reduced over the examples: not of per-example tensors, and not differentiated again."""
-    again = {graph[node.twin].call for node in graph if node.twin and node.twin in graph and graph[node.twin].call != node.call}
+    again = {
+        graph[node.twin].call
+        for node in graph
+        if node.twin and node.twin in graph and graph[node.twin].call != node.call
+    }
     return frozenset(
         node.name
         for node in graph
@@ -108,10 +113,16 @@ def _accumulated_once(graph: Graph, examples: int) -> frozenset[str]:
     A constant that is added (a metric's count) goes with what was accumulated before it.
     """
     once: set[str] = set()
-    accumulated = {variable_of(n) for n in graph if n.op == "Variable" and n.attrs["aggregation"].decode() in ACCUMULATED}
+    accumulated = {
+        variable_of(n) for n in graph if n.op == "Variable" and n.attrs["aggregation"].decode() in ACCUMULATED
+    }
     last = False
     behind = _reachable(graph, [node.name for node in graph if node.op == "Gradient"]) if accumulated else set()
-    batch = _reachable(graph, [node.name for node in graph if node.op == "Input" and node.attrs["batch"]]) if accumulated else set()
+    batch = (
+        _reachable(graph, [node.name for node in graph if node.op == "Input" and node.attrs["batch"]])
+        if accumulated
+        else set()
+    )
     for node in graph:
         if node.op != "Write" or variable_of(node) not in accumulated:
             continue
@@ -141,7 +152,7 @@ def _reachable(graph: Graph, names: Iterable[str]) -> set[str]:
 
 
 def _random_ops_of_examples(graph: Graph, markers: frozenset[str]) -> frozenset[str]:
-    """Random ops that must draw anew for each micro-batch: all but those that only the update uses (noise on gradients)."""
+    """Random ops that draw anew for each micro-batch: all but those that only the update uses (noise on gradients)."""
     draws = [node.name for node in graph if node.op in RANDOM]
     if not draws:
         return frozenset()
@@ -149,7 +160,9 @@ def _random_ops_of_examples(graph: Graph, markers: frozenset[str]) -> frozenset[
         return frozenset(draws)
     before = graph.ancestors(markers)
     behind = _reachable(graph, markers)
-    return frozenset(name for name in draws if name in before or not any(user in behind for user in _reachable(graph, [name])))
+    return frozenset(
+        name for name in draws if name in before or not any(user in behind for user in _reachable(graph, [name]))
+    )
 
 
 def _phases(
@@ -164,7 +177,9 @@ def _phases(
     phase: dict[str, int] = {}
     late: set[str] = set()
     merges: set[str] = set()
-    accumulated = {variable_of(n) for n in graph if n.op == "Variable" and n.attrs["aggregation"].decode() in ACCUMULATED}
+    accumulated = {
+        variable_of(n) for n in graph if n.op == "Variable" and n.attrs["aggregation"].decode() in ACCUMULATED
+    }
     for node in graph:
         name, op = node.name, node.op
         inputs = [phase[ref.node] for ref in node.inputs]
@@ -234,7 +249,7 @@ def _needed_by_micro(graph: Graph, phase: Mapping[str, int], late: set[str]) -> 
 
 
 def _backward(graph: Graph, phase: Mapping[str, int], markers: frozenset[str]) -> frozenset[str]:
-    """Made by a final gradient call, and not needed by any forward node (a While's gradient also adds to its forward)."""
+    """Made by a final gradient call and not needed by any forward node (a While's gradient adds to its forward)."""
     calls = {graph[name].attrs["call"] for name in markers}
     made = {node.name for node in graph if node.call in calls and node.op != "Gradient" and _is_micro(phase[node.name])}
     forward = [node.name for node in graph if _is_micro(phase[node.name]) and node.name not in made]

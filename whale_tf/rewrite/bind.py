@@ -1,7 +1,8 @@
 """Binds the cut step to devices: every action of every device in the schedule's order, and the Send/Recv between them.
 
-What runs once per step (merging gradients, the update) becomes nodes of the main graph, on the device that the plan gave them; what
-runs per micro-batch becomes calls of stage functions. A value is sent to a device once, however often it is used there.
+What runs once per step (merging gradients, the update) becomes nodes of the main graph, on the device that the plan
+gave them; what runs per micro-batch becomes calls of stage functions. A value is sent to a device once, however often
+it is used there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from whale_tf.rewrite.cut import Key, Source, StageFunction
 from whale_tf.rewrite.merge import Merging
 from whale_tf.rewrite.placed import HOST, Placed
 from whale_tf.rewrite.program import Program
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -94,7 +96,9 @@ class Binder:
 
     # Nodes
 
-    def add(self, name: str, op: str, inputs: Iterable[Ref], outputs: Iterable[TensorType], device: int, **attrs: Any) -> Ref:
+    def add(
+        self, name: str, op: str, inputs: Iterable[Ref], outputs: Iterable[TensorType], device: int, **attrs: Any
+    ) -> Ref:
         """One node of the main graph."""
         name = name.replace(":", "/")
         unique, count = name, 1
@@ -116,7 +120,9 @@ class Binder:
             return known
         kind = self.type_of(value.ref)
         name = f"{value.ref}/to{device}".replace(":", "/")
-        send = self.add(f"{name}/send", "Send", [value.ref], [], value.device, key=name.encode(), to=device, T=kind.dtype)
+        send = self.add(
+            f"{name}/send", "Send", [value.ref], [], value.device, key=name.encode(), to=device, T=kind.dtype
+        )
         received = self.add(name, "Recv", [], [kind], device, key=name.encode(), source=value.device, T=kind.dtype)
         self.copies[value.ref, device] = received
         self.nodes[received.node] = self.nodes[received.node].with_(twin=send.node)
@@ -125,7 +131,7 @@ class Binder:
     # Actions
 
     def _actions(self, phase: int) -> None:
-        """The calls of one phase, replica by replica within a clock step, so that what an action takes was added before."""
+        """The calls of one phase, clock step by clock step, so that what an action takes was added before."""
         keys = {key for variant in self.variants.values() for key in variant.functions if key.phase == phase}
         if not keys:
             return
@@ -146,7 +152,12 @@ class Binder:
         inputs = [self._argument(source, function, replica, i, device) for source in function.arguments]
         kinds = [function.graph.type_of(ref) for ref in function.graph.outputs]
         name = f"r{replica}/{action}" + (f"p{phase}" if phase else "")
-        attrs = {"function": self.name_of(key, size).encode(), "action": str(action).encode(), "replica": replica, "phase": phase}
+        attrs = {
+            "function": self.name_of(key, size).encode(),
+            "action": str(action).encode(),
+            "replica": replica,
+            "phase": phase,
+        }
         call = self.add(name, "Call", inputs, kinds, device, **attrs).node
         if not self.plan.inline and device in self.last_call:
             self.nodes[call] = self.nodes[call].with_(control=(self.last_call[device],))
@@ -175,14 +186,19 @@ class Binder:
             return self.move(self.micro[ref, replica, last], device)
         if source.kind == "sum":
             before = self.sums.get((source.name, replica))
-            return self.move(before[0], device) if before else self._zero(self.graph[source.name].outputs[0].dtype, device)
+            return (
+                self.move(before[0], device) if before else self._zero(self.graph[source.name].outputs[0].dtype, device)
+            )
         if source.kind == "weight":
             return self.constant(self.plan.weight(replica, i), DType("float32"), device)
         if source.kind == "draw":
             return self.constant(replica * self.plan.micro_batches + i, DType("int32"), device)
         if source.kind == "seed":
             return self.move(self._seed(source.name), device)
-        raise InternalError(f"'{function.key}' takes an argument of unknown kind '{source.kind}'", way_out="Extend bind.Binder._argument.")
+        raise InternalError(
+            f"'{function.key}' takes an argument of unknown kind '{source.kind}'",
+            way_out="Extend bind.Binder._argument.",
+        )
 
     def variable(self, name: str) -> Ref:
         """The node of a variable's first value."""
@@ -209,7 +225,9 @@ class Binder:
             attrs = {"seed": like["seed"], "seed2": like["seed2"], "T": DType("int32"), "Tout": DType("int32")}
             kind = TensorType(DType("int32"), Shape((2,)))
             two = self.constant((2,), DType("int32"), HOST)
-            self.step[key] = Placed(self.add(f"{name}/seed", "RandomUniformInt", [two, *bounds], [kind], HOST, **attrs), HOST)
+            self.step[key] = Placed(
+                self.add(f"{name}/seed", "RandomUniformInt", [two, *bounds], [kind], HOST, **attrs), HOST
+            )
         return self.step[key]
 
     def slice(self, ref: Ref, replica: int, i: int) -> Placed:
@@ -226,7 +244,9 @@ class Binder:
             begin = self.constant((self.plan.offset(replica, i), *(0,) * (rank - 1)), DType("int32"), HOST)
             size = self.constant((self.plan.sizes[replica][i], *(-1,) * (rank - 1)), DType("int32"), HOST)
             attrs = {"T": kind.dtype, "Index": DType("int32")}
-            placed = Placed(self.add(f"{ref}/r{replica}/{i}", "Slice", [whole, begin, size], [kind], HOST, **attrs), HOST)
+            placed = Placed(
+                self.add(f"{ref}/r{replica}/{i}", "Slice", [whole, begin, size], [kind], HOST, **attrs), HOST
+            )
         self.micro[ref, replica, i] = placed
         return placed
 
@@ -290,7 +310,9 @@ class Binder:
         return self.step_on(ref, device)
 
     def _output(self, index: int, ref: Ref) -> Placed:
-        if self.roles.per_micro_batch(ref.node) or (self.graph[ref.node].op == "Input" and self.graph[ref.node].attrs["batch"]):
+        if self.roles.per_micro_batch(ref.node) or (
+            self.graph[ref.node].op == "Input" and self.graph[ref.node].attrs["batch"]
+        ):
             return self.merging.value(ref)
         return Placed(self.step_on(ref, HOST), HOST)
 
@@ -311,7 +333,9 @@ class Binder:
             value = self._final(node, home)
             kind = self.type_of(value)
             control = tuple(reads.get(variable, ()))
-            assign = self.add(f"{variable}/assign", "Assign", [value], [], home, variable=variable.encode(), dtype=kind.dtype)
+            assign = self.add(
+                f"{variable}/assign", "Assign", [value], [], home, variable=variable.encode(), dtype=kind.dtype
+            )
             self.nodes[assign.node] = self.nodes[assign.node].with_(control=control)
             effects.append(assign.node)
         return effects

@@ -1,7 +1,8 @@
 """The same program on one device and without its assignments: for finding out what failed.
 
-When an operation fails, TensorFlow cancels what waits on other devices, and sometimes reports a cancelled Recv before the failure itself.
-On one device nothing waits, so running the step again there, from the same state, shows the failure.
+When an operation fails, TensorFlow cancels what waits on other devices, and sometimes reports a cancelled Recv before
+the failure itself. On one device nothing waits, so running the step again there, from the same state, shows the
+failure.
 
     Before:  a = Call() on 0;  Send(a) on 0;  b = Recv() on 1;  c = Call(b) on 1;  Assign(c)
     After:   a = Call() on 0;  c = Call(a) on 0

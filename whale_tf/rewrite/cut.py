@@ -3,8 +3,8 @@
     Before:  h = Relu(x);  y = Mul(h, w);  dh = Mul(dy, w);  dx = ReluGrad(dh, h);  g = Gradient(dx)      stages 0 0 | 1
     After:   0F(x) -> h     1F(h, w) -> …     1B(…, w) -> dh     0B(dh, h, sum of g) -> sum of g + dx
 
-What a function takes is described by a Source; where the value comes from is for `bind` to find. Constants and what is computed
-from them alone are copied into every function that uses them.
+What a function takes is described by a Source; where the value comes from is for `bind` to find. Constants and what
+is computed from them alone are copied into every function that uses them.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ class Cut:
       accumulate: there are several micro-batches, so sums are handed from one to the next.
       weighted: micro-batches differ in size and the loss is a mean, so each is weighted by its share.
       split_backward: B is split into I and W.
-      examples: the size of the micro-batch, where gradients of per-example tensors have to be scaled to the whole batch; else 0.
+      examples: the size of the micro-batch, where gradients of per-example tensors have to be scaled to the whole
+        batch; else 0.
     """
 
     accumulate: bool
@@ -114,20 +115,25 @@ def _parts(graph: Graph, roles: Roles, stage_of: Mapping[str, int], how: Cut) ->
     for name, stage in stage_of.items():
         if name in graph and name not in roles.markers:
             parts[name] = Key(roles.phase[name], stage, "B" if name in roles.backward else "F")
-    writers = {variable_of(node): parts[node.name] for node in reversed(list(graph)) if node.op == "Write" and node.name in parts}
+    writers = {
+        variable_of(node): parts[node.name]
+        for node in reversed(list(graph))
+        if node.op == "Write" and node.name in parts
+    }
     for node in graph:
         if node.op == "Variable" and variable_of(node) in writers:
             parts[node.name] = writers[variable_of(node)]
     if how.split_backward:
         early = _input_gradients(graph, roles, parts)
         parts = {
-            name: key._replace(kind="I" if name in early else "W") if key.kind == "B" else key for name, key in parts.items()
+            name: key._replace(kind="I" if name in early else "W") if key.kind == "B" else key
+            for name, key in parts.items()
         }
     return parts
 
 
 def _input_gradients(graph: Graph, roles: Roles, parts: Mapping[str, Key]) -> set[str]:
-    """The backward nodes that an earlier stage waits for; in the first stage, those that more than one gradient needs."""
+    """The backward nodes that an earlier stage waits for; in the first one, those that several gradients need."""
     early: set[str] = set()
     reached: dict[str, set[str]] = {}
     for name in reversed(list(graph.nodes)):
@@ -177,9 +183,9 @@ def _constant(graph: Graph, roles: Roles) -> set[str]:
     constant: set[str] = set()
     boundary = {"Input", "Variable", "Captured", "Handle", "Write", "Gradient"}
     for node in graph:
-        if roles.phase[node.name] == FREE and node.op not in boundary and not node.stateful:
-            if all(ref.node in constant for ref in node.inputs):
-                constant.add(node.name)
+        pure = roles.phase[node.name] == FREE and node.op not in boundary and not node.stateful
+        if pure and all(ref.node in constant for ref in node.inputs):
+            constant.add(node.name)
     return constant
 
 
@@ -205,7 +211,11 @@ class _Assembly:
                 continue
             control = tuple(effects[-1:]) if node.name in self.graph.effects and node.op != "Write" else ()
             inputs = tuple(self._input(ref) for ref in node.inputs)
-            self.nodes[node.name] = self._part_of_mean(node, inputs[0]) if self._is_part(node) else node.with_(inputs=inputs, control=control)
+            self.nodes[node.name] = (
+                self._part_of_mean(node, inputs[0])
+                if self._is_part(node)
+                else node.with_(inputs=inputs, control=control)
+            )
             if node.name in self.graph.effects and node.op != "Write":
                 effects.append(node.name)
         outputs = [self._input(ref) for ref in results]
@@ -219,7 +229,11 @@ class _Assembly:
         """The tensor as this function sees it."""
         node = self.graph[ref.node]
         if self.parts.get(ref.node) == self.key:
-            return ref if node.op != "Variable" else self.argument(Source("state", name=variable_of(node)), node.outputs[0])
+            return (
+                ref
+                if node.op != "Variable"
+                else self.argument(Source("state", name=variable_of(node)), node.outputs[0])
+            )
         if ref.node in self.constant:
             self._copy(ref.node)
             return ref
@@ -272,7 +286,7 @@ class _Assembly:
         return ref
 
     def _is_part(self, node: Node) -> bool:
-        """Whether it is the gradient of a mean with respect to examples: the mean over a part is not yet that over all."""
+        """Whether it is the gradient of a mean with respect to examples: over a part, it is not yet that over all."""
         if node.op != "Gradient" or not self.how.examples or node.outputs[0].shape[:1] != (self.how.examples,):
             return False
         target = node.attrs["target"].decode()

@@ -1,8 +1,10 @@
 """Gives every micro-batch of every replica its own random draws.
 
-One device draws once for the whole batch. Cut into parts, each part must draw differently, the same again in its backward, and as many
-times per step as one device: so the seed the step computed stays what it is, and each part's number is added to it. Part 0 draws
-what one device would. Stateful random ops, whose hidden counter belongs to one device, become stateless ones with a seed drawn once per step.
+One device draws once for the whole batch. Cut into parts, each part must draw differently, the same again in its
+backward, and as many times per step as one device: so the seed the step computed stays what it is, and each part's
+number is added to it.
+  Part 0 draws what one device would. Stateful random ops, whose hidden counter belongs to one device, become
+  stateless ones with a seed drawn once per step.
 
     Before:  k = StatelessRandomGetKeyCounter(seed)
     After:   k = StatelessRandomGetKeyCounter(seed + draw * [STRIDE, 0])

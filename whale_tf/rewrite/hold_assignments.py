@@ -3,9 +3,10 @@
     Before:  g = Call();  c = CheckNumerics(g);  v = Sub(r, g);  Assign(v)
     After:   g = Call();  c = CheckNumerics(g);  v = Sub(r, g);  n = NoOp() after c, g, v;  Assign(v) after n
 
-It waits for the calls and, in the update, for all but plain arithmetic, whose shapes were checked when the step was traced: with every
-new value awaited, old and new would be in memory together. Of a call that is dissolved into the main graph only its side effects are
-still a call's end; so what takes its values is waited for too. Waiting is gathered on each device first, so that one edge leaves it.
+It waits for the calls and, in the update, for all but plain arithmetic, whose shapes were checked when the step was
+  traced: with every new value awaited, old and new would be in memory together. Of a call that is dissolved into the
+  main graph only its side effects are still a call's end; so what takes its values is waited for too. Waiting is
+  gathered on each device first, so that one edge leaves it.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from whale_tf.rewrite.program import Program
 NAME = "all_ran"
 CANNOT_FAIL = frozenset(
     {
-        "Abs", "Add", "AddN", "AddV2", "Assign", "BatchMatMulV2", "Call", "Cast", "Ceil", "Const", "DivNoNan", "Equal", "Exp",
-        "ExpandDims", "Expm1", "Floor", "Greater", "GreaterEqual", "Identity", "IsFinite", "IsInf", "IsNan", "L2Loss", "Less",
-        "LessEqual", "Log", "Log1p", "LogicalAnd", "LogicalNot", "LogicalOr", "MatMul", "Max", "Maximum", "Mean", "Min", "Minimum",
-        "Mul", "Neg", "NoOp", "NotEqual", "OnesLike", "Outside", "Prod", "Read", "RealDiv", "Reciprocal", "Recv", "Rsqrt", "Select",
-        "SelectV2", "Send", "Shape", "Sigmoid", "Sign", "Slice", "Sqrt", "Square", "SquaredDifference", "Squeeze", "Sub", "Sum",
-        "Take", "Tanh", "Transpose", "ZerosLike",
+        "Abs", "Add", "AddN", "AddV2", "Assign", "BatchMatMulV2", "Call", "Cast", "Ceil", "Const", "DivNoNan",
+        "Equal", "Exp", "ExpandDims", "Expm1", "Floor", "Greater", "GreaterEqual", "Identity", "IsFinite", "IsInf",
+        "IsNan", "L2Loss", "Less", "LessEqual", "Log", "Log1p", "LogicalAnd", "LogicalNot", "LogicalOr", "MatMul",
+        "Max", "Maximum", "Mean", "Min", "Minimum", "Mul", "Neg", "NoOp", "NotEqual", "OnesLike", "Outside", "Prod",
+        "Read", "RealDiv", "Reciprocal", "Recv", "Rsqrt", "Select", "SelectV2", "Send", "Shape", "Sigmoid", "Sign",
+        "Slice", "Sqrt", "Square", "SquaredDifference", "Squeeze", "Sub", "Sum", "Take", "Tanh", "Transpose",
+        "ZerosLike",
     }
 )  # fmt: skip
 
@@ -38,7 +40,9 @@ def hold_assignments(program: Program) -> Program:
         devices.setdefault(node.device, []).append(node.name)
     if not devices:
         return program
-    gathered = [Node(f"{NAME}/on{device}", "NoOp", control=tuple(names), device=device) for device, names in devices.items()]
+    gathered = [
+        Node(f"{NAME}/on{device}", "NoOp", control=tuple(names), device=device) for device, names in devices.items()
+    ]
     end = Node(NAME, "NoOp", control=tuple(node.name for node in gathered), device=HOST)
     others = [node for node in main if node.op != "Assign"]
     assigns = [node.with_(control=(*node.control, end.name)) for node in main if node.op == "Assign"]

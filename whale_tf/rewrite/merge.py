@@ -49,16 +49,20 @@ class Merging:
     def _varies(self, marker: Node) -> bool:
         """Whether the other part of the IndexedSlices differs between micro-batches."""
         partner = marker.attrs["partner"].decode()
-        return partner in self.binder.graph and self.binder.roles.per_micro_batch(self.binder.graph[partner].inputs[0].node)
+        return partner in self.binder.graph and self.binder.roles.per_micro_batch(
+            self.binder.graph[partner].inputs[0].node
+        )
 
     def _constant(self, marker: Node, device: int) -> Ref:
-        """A gradient that is the same for all micro-batches; as rows of IndexedSlices, once for each micro-batch's indices."""
+        """A gradient that is the same for all micro-batches; as rows, once for each micro-batch's indices."""
         plan, kind = self.binder.plan, marker.outputs[0]
         value = self.binder.step_on(marker.inputs[0], device)
         if marker.attrs["part"] != b"values" or not self._varies(marker):
             return value
         weights = [plan.weight(r, i) if plan.loss == "mean" else 1.0 for r, i in plan.part_order()]
-        return self._concat(marker.name, [self._scaled(marker.name, value, w, kind, device) for w in weights], kind, device)
+        return self._concat(
+            marker.name, [self._scaled(marker.name, value, w, kind, device) for w in weights], kind, device
+        )
 
     def _merged(self, ref: Ref) -> Placed:
         binder, plan = self.binder, self.binder.plan
@@ -80,9 +84,9 @@ class Merging:
         if how in ("mean", "sum"):
             return Placed(self._add_n(f"{ref}/all", parts, kind, device), device)
         total = parts[0]
-        for part in parts[1:]:
+        for value in parts[1:]:
             attrs = {} if how in ("all", "any") else {"T": kind.dtype}
-            total = binder.add(f"{ref}/all", FOLDS[how], [total, part], [kind], device, **attrs)
+            total = binder.add(f"{ref}/all", FOLDS[how], [total, value], [kind], device, **attrs)
         return Placed(total, device)
 
     def _part(self, ref: Ref, replica: int, i: int) -> Placed:
@@ -106,7 +110,9 @@ class Merging:
             scaled = [self._scaled(name, value, plan.share(r), kind, device) for r, value in enumerate(values)]
             return Placed(self._add_n(name, scaled, kind, device), device)
         before = binder.step_on(binder.variable(variable_of(node)), device)
-        changes = [binder.add(f"{name}/change", "Sub", [value, before], [kind], device, T=kind.dtype) for value in values]
+        changes = [
+            binder.add(f"{name}/change", "Sub", [value, before], [kind], device, T=kind.dtype) for value in values
+        ]
         return Placed(self._add_n(name, [before, *changes], kind, device), device)
 
     def _add_n(self, name: str, values: list[Ref], kind: TensorType, device: int) -> Ref:

@@ -1,7 +1,7 @@
 """Gives names of their own to what a step computes from no example, and still not alike at every size of micro-batch.
 
-A shape that was traced at the size of the micro-batch (the first gradient of a mean, say) is a constant of the graph. Two traces share what
-is the same in both; what differs must not be taken for one value.
+A shape that was traced at the size of the micro-batch (the first gradient of a mean, say) is a constant of the graph.
+Two traces share what is the same in both; what differs must not be taken for one value.
 
     Before:  ones = Fill(shape, scale)  {4}          in the other trace  {3}
     After:   ones = Fill(shape, scale)                                   ones/at3 = Fill(shape/at3, scale)

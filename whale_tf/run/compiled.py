@@ -20,6 +20,7 @@ from whale_tf.rewrite.program import Program
 from whale_tf.run.failure import run_error
 from whale_tf.run.lower import OPTIMIZE_ONCE, Lowered, lower
 
+
 @dataclass(frozen=True)
 class Parts:
     """What `parallelize` hands over.

@@ -6,7 +6,8 @@ TensorFlow's message names functions and nodes of the program that ran:
          [[{{node GatherV2}}]]           the operation
          [[r1/1F2]]                      the call it failed in: replica 1, stage 1, forward of micro-batch 2
 
-If several devices failed, there is such a block for each, after `(0) INVALID_ARGUMENT:`; those that were only cancelled are passed over.
+If several devices failed, there is such a block for each, after `(0) INVALID_ARGUMENT:`; those that were only
+cancelled are passed over.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def _root(message: str) -> str:
 
 
 def _place(block: str, parts: Parts) -> str:
-    """Which part of the step failed: `replica 1, stage 0, forward of micro-batch 2: examples 12 to 15 of 16, counted from 0`."""
+    """Which part of the step failed: `replica 1, stage 0, forward of micro-batch 2: examples 12 to 15 of 16`."""
     plan = parts.plan
     call, function = CALL.search(block), FUNCTION.search(block)
     if function is None and call is None:

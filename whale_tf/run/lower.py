@@ -15,10 +15,13 @@ from tensorflow.python.framework import op_def_registry  # private; tried with 2
 from whale_tf.ir.graph import DType, Function, Graph, Node, Opaque, Ref, Shape, TensorType
 from whale_tf.rewrite.program import Program
 
-# Grappler goes over a function twice by default; the second time finds little, and takes as long (benchmarks/build_time).
+# Grappler goes over a function twice by default; the second time finds little, and takes as long
+# (benchmarks/build_time).
 OPTIMIZE_ONCE = config_pb2.ConfigProto(
     graph_options=config_pb2.GraphOptions(
-        rewrite_options=rewriter_config_pb2.RewriterConfig(meta_optimizer_iterations=rewriter_config_pb2.RewriterConfig.ONE)
+        rewrite_options=rewriter_config_pb2.RewriterConfig(
+            meta_optimizer_iterations=rewriter_config_pb2.RewriterConfig.ONE
+        )
     )
 ).SerializeToString()
 HOST = "/job:localhost/replica:0/task:0/device:CPU:0"
@@ -92,7 +95,15 @@ class _Writer:
         self.proto.signature.input_arg.add(name=name, type=_enum(kind.dtype))
         self.arguments[ref.node] = name
 
-    def node(self, node: Node, device: str, *, op: str = "", attrs: Mapping[str, Any] | None = None, extra: Sequence[str] = ()) -> Any:
+    def node(
+        self,
+        node: Node,
+        device: str,
+        *,
+        op: str = "",
+        attrs: Mapping[str, Any] | None = None,
+        extra: Sequence[str] = (),
+    ) -> Any:
         """Adds a NodeDef; `extra` inputs come first. A Write or Gradient is only another name for what it takes."""
         if node.op in ("Write", "Gradient"):
             self.aliases[node.name] = node.inputs[0]
@@ -144,7 +155,9 @@ class _Main:
         main, writer = self.program.main, self.writer
         taken = [node for node in main if node.op == "Take"]
         outside = [node for node in main if node.op == "Outside"]
-        variables = list(dict.fromkeys(node.attrs["variable"].decode() for node in main if node.op in ("Read", "Assign")))
+        variables = list(
+            dict.fromkeys(node.attrs["variable"].decode() for node in main if node.op in ("Read", "Assign"))
+        )
         for position, node in enumerate([*taken, *outside]):
             writer.argument(Ref(node.name), node.outputs[0], f"a{position}")
         handle = TensorType(DType("resource"), Shape())
@@ -246,7 +259,9 @@ def _set_attrs(proto: node_def_pb2.NodeDef, op: str, attrs: dict[str, Any], rena
             _set_attr(proto.attr[name], value, types.get(name, ""), attrs, renamed)
 
 
-def _set_attr(attr: attr_value_pb2.AttrValue, value: Any, kind: str, attrs: Mapping[str, Any], renamed: Mapping[str, str]) -> None:
+def _set_attr(
+    attr: attr_value_pb2.AttrValue, value: Any, kind: str, attrs: Mapping[str, Any], renamed: Mapping[str, str]
+) -> None:
     if isinstance(value, Opaque):
         attr.ParseFromString(value)
     elif kind == "tensor":

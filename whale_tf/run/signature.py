@@ -82,7 +82,9 @@ class _Same:
         return id(self.value)
 
 
-def take_apart(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], whole: Sequence[str]) -> Arguments:
+def take_apart(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], whole: Sequence[str]
+) -> Arguments:
     """Sorts the arguments of a call.
 
     Args:
@@ -116,7 +118,9 @@ def take_apart(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
         paths = _paths(value, name) if leaves else []
         taken = [take(path, leaf) for path, leaf in zip(paths, leaves, strict=True)]
         structure[name] = tf.nest.pack_sequence_as(value, taken)
-    batch = tuple(tensor.shape.rank != 0 and name.split("[")[0].split(".")[0] not in whole for tensor, name in zip(tensors, names, strict=True))
+    batch = tuple(
+        tensor.shape.rank != 0 and name.split("[")[0] not in whole for tensor, name in zip(tensors, names, strict=True)
+    )
     examples = _common_size(tensors, names, batch, function)
     layout = tuple((tensor.dtype, tuple(tensor.shape)) for tensor in tensors)
     shape_key = (tuple(names), layout, tuple(key), repr(tf.nest.map_structure(type, structure)))

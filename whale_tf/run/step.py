@@ -177,9 +177,11 @@ class Step:
         save_graph(self.compiled, path)
 
     def verify(self, *args: Any, steps: int = 1, **kwargs: Any) -> Verification:
-        """Runs the plan and the plain one-device `tf.function` from the same state on the same batch, and compares every number.
+        """Runs the plan and the plain one-device `tf.function` from the same state on the same batch, and compares
+        every number.
 
-        The variables stay as they are. What is printed or summarized is so twice, and stateful random operations draw on.
+        The variables stay as they are. What is printed or summarized is so twice, and stateful random operations draw
+        on.
 
         Args:
           args, kwargs: the global batch, as in a call.
