@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
@@ -21,6 +21,7 @@ from whale_tf.ir import text
 from whale_tf.ir.graph import Graph
 from whale_tf.ir.verify import verify
 from whale_tf.plan.layout import Layout, Request, cut_batch, lay_out, read_scopes
+from whale_tf.plan.losses import varying_means
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.planner import Facts, make_plan
 from whale_tf.plan.roles import Roles, find_roles
@@ -96,7 +97,9 @@ def compile_step(fn: Callable[..., Any], arguments: Arguments, options: Options)
     check(step.graph, roles, plan, variants, program)
     program = hold_assignments(program)
     dump("held", program.main, after="hold_assignments")
-    _warn(captured)
+    _warn(
+        captured, varying_means(step.graph, roles, step.trace.targets) if plan.parts > 1 and plan.loss == "mean" else ()
+    )
     return Compiled(
         Parts(
             plan,
@@ -197,8 +200,8 @@ def _telling_the_size(examples: int, batch: int) -> Iterator[None]:
     except Exception as error:
         if examples != batch:
             error.add_note(
-                f"whale_tf traced the step for a micro-batch of {examples} of the {batch} examples: "
-                "take sizes from tf.shape(x)[0] or x.shape[0], or write -1, in the place of a fixed batch size."
+                f"whale_tf traced the step for a micro-batch of {examples} of the {batch} examples. If a fixed batch size is the "
+                "cause, write -1, tf.shape(x)[0] or x.shape[0] in its place."
             )
         raise
 
@@ -265,8 +268,14 @@ def _cut(
     return parts
 
 
-def _warn(captured: Captures) -> None:
+def _warn(captured: Captures, varying: Iterable[str]) -> None:
     layout, request = captured.layout, captured.request
+    for name in varying:
+        warnings.warn(
+            f"'{name}' divides the loss by a count that differs between micro-batches, so the step trains on a mean of "
+            f"their means (at {line_of(captured.steps[0].trace, name)}); divide by a constant for the numbers of one device",
+            stacklevel=2,
+        )
     if layout.idle and request.stages and request.replica is None:
         used = {place for row in layout.places for place in row}
         idle = [name.rsplit("device:")[-1] for index, name in enumerate(layout.devices) if index not in used]

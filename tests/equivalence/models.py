@@ -63,8 +63,9 @@ def variables_of(layers: Sequence[Any]) -> list[Any]:
 
 
 def cross_entropies(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """The loss of each example."""
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(y, tf.cast(logits, tf.float32))
+    """The loss of each example, never in half precision."""
+    precise = logits if logits.dtype == tf.float64 else tf.cast(logits, tf.float32)
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(y, precise)
 
 
 def cross_entropy(y: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:

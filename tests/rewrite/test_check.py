@@ -221,7 +221,9 @@ def test_an_update_that_is_computed_twice_is_named() -> None:
     program = spread(replicas=2, homes={"w1": 1})
     assign = program.find("Assign", variable=b"w1")[0]
     assert assign.inputs == (Ref("n1"),)  # the output takes it too
-    found = offenders(program.with_nodes([program.main["n1"].with_(name="again"), assign.with_(inputs=(Ref("again"),))]))
+    found = offenders(
+        program.with_nodes([program.main["n1"].with_(name="again"), assign.with_(inputs=(Ref("again"),))])
+    )
     assert "'n1' (Sub) runs once per step, and is 2 times in the main graph: ['again', 'n1']" in found
 
 
@@ -314,13 +316,9 @@ def test_a_circle_through_transfers_is_shown() -> None:
     """Stage 0 waits for its own backward, which waits for what stage 1 makes of it."""
     program = spread(stages=2)
     first = program.main["r0/0F0"]
-    found = offenders(program.with_nodes([first.with_(control=("r0/0B0",))]))
-    assert (
-        found.splitlines()[0].endswith(
-            " nodes never run: 'r0/0F0' waits for 'r0/0B0' waits for 'r0/1B0/to0' waits for 'r0/1B0/to0/send'"
-            " waits for 'r0/1B0' waits for 'r0/0F0/to1' waits for 'r0/0F0/to1/send' waits for 'r0/0F0'"
-        )
-        or "'r0/0F0' waits for 'r0/0B0'" in found
+    assert offenders(program.with_nodes([first.with_(control=("r0/0B0",))])) == (
+        "20 nodes never run: 'r0/0F0' waits for 'r0/0B0' waits for 'r0/1B0/to0' waits for 'r0/1B0/to0/send' waits for"
+        " 'r0/1B0' waits for 'r0/1F0' waits for 'r0/0F0/to1' waits for 'r0/0F0/to1/send' waits for 'r0/0F0'"
     )
 
 

@@ -233,7 +233,7 @@ def test_a_fixed_batch_size_in_the_step_is_explained() -> None:
     with pytest.raises(ValueError, match="Cannot reshape a tensor with 16 elements") as refused:
         step(batch(8), 8)
     assert refused.value.__notes__ == [
-        "whale_tf traced the step for a micro-batch of 4 of the 8 examples: "
-        "take sizes from tf.shape(x)[0] or x.shape[0], or write -1, in the place of a fixed batch size."
+        "whale_tf traced the step for a micro-batch of 4 of the 8 examples. If a fixed batch size is the "
+        "cause, write -1, tf.shape(x)[0] or x.shape[0] in its place."
     ]
     assert float(step(batch(8), -1)) == pytest.approx(0.5)

@@ -9,11 +9,14 @@ from whale_tf.errors import Line
 from whale_tf.ir.graph import Graph
 from whale_tf.plan.check_schedule import check_grid
 from whale_tf.plan.layout import Layout, Request
+from whale_tf.plan.losses import refuse_wrong_losses
 from whale_tf.plan.merges import decide_merges
 from whale_tf.plan.owners import assign_owners, place_update
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.refusals import (
+    refuse_inner_reductions,
     refuse_losses_outside_stages,
+    refuse_own_data,
     refuse_torn_variables,
     refuse_untrained_writes,
     refuse_unused_gradients,
@@ -58,9 +61,14 @@ def make_plan(graph: Graph, roles: Roles, facts: Facts) -> Plan:
       PlanError, VariableError, ScheduleError: the step cannot run as annotated.
     """
     layout, stages, micro_batches = facts.layout, len(facts.layout.stages), len(facts.sizes[0])
-    parts = layout.replicas * micro_batches
+    parts, largest = layout.replicas * micro_batches, max(map(max, facts.sizes))
 
     refuse_unused_gradients(graph, facts.targets, facts.line_of)
+    if parts > 1:
+        refuse_wrong_losses(graph, roles, facts.loss, largest, facts.targets, facts.line_of)
+        refuse_inner_reductions(graph, roles, facts.line_of)
+    if parts > 1 or stages > 1:
+        refuse_own_data(graph, facts.line_of)
     refuse_losses_outside_stages(graph, roles, facts.request.stages, facts.targets, facts.line_of)
     if parts > 1 or stages > 1:
         refuse_untrained_writes(graph, roles, facts.line_of)
@@ -79,7 +87,6 @@ def make_plan(graph: Graph, roles: Roles, facts: Facts) -> Plan:
 
     merges = {}
     if parts > 1:
-        largest = max(map(max, facts.sizes))
         merges = decide_merges(graph, roles, largest, facts.other, facts.line_of, replicas=layout.replicas)
     return Plan(
         layout,

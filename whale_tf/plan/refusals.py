@@ -60,6 +60,58 @@ def refuse_losses_outside_stages(
             )
 
 
+def refuse_inner_reductions(graph: Graph, roles: Roles, line_of: LineOf) -> None:
+    """A gradient with respect to a variable that is itself differentiated needs all examples in the middle of the
+    forward.
+
+    Args:
+      line_of: the user's line of an operation.
+    Raises:
+      PlanError: an inner gradient is of a variable and depends on examples.
+    """
+    inner = [
+        node
+        for node in graph
+        if node.op == "Gradient"
+        and node.name not in roles.markers
+        and variable_of(node)
+        and roles.per_micro_batch(node.name)
+    ]
+    if inner:
+        names = list(dict.fromkeys(variable_of(node) for node in inner))
+        raise PlanError(
+            "a gradient with respect to variables is differentiated again, and cannot be cut over examples",
+            details=[
+                f"it is of {', '.join(repr(name) for name in names[:LINES_SHOWN])}",
+                "each part would see its own examples",
+            ],
+            at=[line_of(inner[0].name)],
+            way_out="Use one replica and micro_batches=1, or take the inner gradient with respect to tensors.",
+        )
+
+
+def refuse_own_data(graph: Graph, line_of: LineOf) -> None:
+    """A step that pulls its batch from an iterator gets it whole: nothing in it could be cut.
+
+    Args:
+      line_of: the user's line of an operation.
+    Raises:
+      PlanError: an operation of the step takes the next element of a dataset.
+    """
+    pulls = [
+        node.name
+        for node in graph
+        if node.op in ("IteratorGetNext", "IteratorGetNextSync", "IteratorGetNextAsOptional")
+    ]
+    if pulls:
+        raise PlanError(
+            "the step takes its batch from an iterator, so that it cannot be cut",
+            details=["replicas, stages and micro-batches need the batch as an argument"],
+            at=[line_of(pulls[0])],
+            way_out="Call next(iterator) outside, and pass what it gives: for x, y in dataset: step(x, y).",
+        )
+
+
 def refuse_untrained_writes(graph: Graph, roles: Roles, line_of: LineOf) -> None:
     """Weights that examples change without a gradient that was seen: averaging what the parts write would be wrong.
 

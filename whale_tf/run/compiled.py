@@ -18,7 +18,7 @@ from whale_tf.plan.plan import Plan
 from whale_tf.rewrite.collapse import collapse
 from whale_tf.rewrite.program import Program
 from whale_tf.run.failure import run_error
-from whale_tf.run.lower import OPTIMIZE_ONCE, Lowered, lower
+from whale_tf.run.lower import Lowered, lower
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Compiled:
         inputs += [self.parts.outside[index] for index in lowered.outside]
         inputs += [self.parts.variables[name].handle for name in lowered.variables]
         signature = lowered.main.signature
-        attrs = ("config_proto", OPTIMIZE_ONCE, "executor_type", "")
+        attrs = ("config_proto", lowered.config, "executor_type", "")
         return list(execute.execute(signature.name, len(signature.output_arg), inputs, attrs, context.context()) or ())
 
     def _guarded(self, lowered: Lowered, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:

@@ -116,7 +116,7 @@ def _without_nodes(block: str) -> str:
 def _class_of(kind: type[tf.errors.OpError]) -> Any:
     """A RunError that `except tf.errors.<kind>` catches too."""
 
-    class Failure(RunError, kind):  # type: ignore[misc, valid-type]
+    class Failure(RunError, kind):  # type: ignore[misc]  # noqa: N818
         def __init__(self, rule: str, *, source: tf.errors.OpError, **parts: Any) -> None:
             kind.__init__(self, source.node_def, source.op, rule)
             RunError.__init__(self, rule, **parts)

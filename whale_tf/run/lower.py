@@ -10,20 +10,12 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2, function_pb2, node_def_pb2
 from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
+from tensorflow.python.eager import context  # private; tried with 2.21
 from tensorflow.python.framework import op_def_registry  # private; tried with 2.21
 
 from whale_tf.ir.graph import DType, Function, Graph, Node, Opaque, Ref, Shape, TensorType
 from whale_tf.rewrite.program import Program
 
-# Grappler goes over a function twice by default; the second time finds little, and takes as long
-# (benchmarks/build_time).
-OPTIMIZE_ONCE = config_pb2.ConfigProto(
-    graph_options=config_pb2.GraphOptions(
-        rewrite_options=rewriter_config_pb2.RewriterConfig(
-            meta_optimizer_iterations=rewriter_config_pb2.RewriterConfig.ONE
-        )
-    )
-).SerializeToString()
 HOST = "/job:localhost/replica:0/task:0/device:CPU:0"
 
 
@@ -37,6 +29,7 @@ class Lowered:
       arguments: the indices of the step's arguments that main takes.
       outside: the same for tensors from outside.
       variables: the names of the variables whose handles it takes.
+      config: how TensorFlow is to optimize it, a serialized ConfigProto.
     """
 
     main: function_pb2.FunctionDef
@@ -44,6 +37,7 @@ class Lowered:
     arguments: tuple[int, ...]
     outside: tuple[int, ...]
     variables: tuple[str, ...]
+    config: bytes
 
 
 def lower(program: Program, calls: Mapping[str, Graph], prefix: str) -> Lowered:
@@ -58,6 +52,16 @@ def lower(program: Program, calls: Mapping[str, Graph], prefix: str) -> Lowered:
     for name, function in program.functions.items():
         bodies.append(_function(_named(prefix, name), function.graph, renamed, inline=program.inline))
     return _Main(program, prefix, renamed).lower(bodies)
+
+
+def optimize_once() -> bytes:
+    """A serialized ConfigProto: TensorFlow's own for functions, with one round of Grappler in the place of two.
+
+    The second round finds little, and takes as long as the first (benchmarks/build_time).
+    """
+    config = config_pb2.ConfigProto.FromString(context.context().function_call_options.config_proto_serialized)
+    config.graph_options.rewrite_options.meta_optimizer_iterations = rewriter_config_pb2.RewriterConfig.ONE
+    return config.SerializeToString(deterministic=True)
 
 
 def _named(prefix: str, name: str) -> str:
@@ -149,6 +153,7 @@ class _Main:
     def __init__(self, program: Program, prefix: str, renamed: Mapping[str, str]) -> None:
         self.program = program
         self.prefix = prefix
+        self.config = optimize_once()
         self.writer = _Writer(f"{prefix}_main", renamed)
 
     def lower(self, bodies: list[function_pb2.FunctionDef]) -> Lowered:
@@ -172,7 +177,7 @@ class _Main:
             if node.op == "Send":
                 writer.control(node.name)
         indices = [tuple(node.attrs["index"] for node in nodes) for nodes in (taken, outside)]
-        return Lowered(proto, tuple(bodies), indices[0], indices[1], tuple(variables))
+        return Lowered(proto, tuple(bodies), indices[0], indices[1], tuple(variables), self.config)
 
     def _node(self, node: Node) -> None:
         device = self.program.devices[node.device]
@@ -183,7 +188,7 @@ class _Main:
                 "Tin": tuple(kinds),
                 "Tout": tuple(kind.dtype for kind in node.outputs),
                 "f": function,
-                "config_proto": OPTIMIZE_ONCE,
+                "config_proto": self.config,
             }
             self.writer.node(node, device, op="StatefulPartitionedCall", attrs=attrs)
         elif node.op in ("Send", "Recv"):

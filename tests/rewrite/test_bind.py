@@ -1,0 +1,180 @@
+"""`bind`: the calls in the schedule's order, values sent once, and what runs once per step on the device of the plan."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.rewrite.steps import TRAINING, Spread, spread
+from whale_tf.ir.graph import Node, Ref
+from whale_tf.ir.verify import verify
+
+RANDOM = """
+graph step(out: y) {
+  x = Input() {index=0, batch=true} : float32[BATCH,2]
+  shape = Const() {value=opaque"AA=="} : int32[2]
+  noise = RandomUniform(shape) {seed=3, seed2=4, dtype=float32, T=int32} : float32[BATCH,2]  @stateful
+  y = Mul(x, noise) : float32[BATCH,2]
+}
+"""
+COUNTED = """
+graph step(out: y) effects(c2) {
+  x = Input() {index=0, batch=true} : float32[BATCH]
+  c = Variable() {variable=b"c", trainable=false, aggregation=b"NONE"} : float32[]
+  dims = Const() {value=opaque"AQ=="} : int32[1]
+  mean = Mean(x, dims) : float32[]
+  new = AddV2(c, mean) : float32[]
+  c2 = Write(new) {variable=b"c"} : float32[]
+  y = Mul(x, c2) : float32[BATCH]
+}
+"""
+
+
+def argument(program: Spread, call: str, kind: str) -> Node:
+    """Where an argument of a call was made."""
+    node = program.main[call]
+    function = program.program.functions[node.attrs["function"].decode()]
+    position = next(index for index, source in enumerate(function.arguments) if source.kind == kind)
+    return program.main[program.origin(node.inputs[position]).node]
+
+
+def calls(program: Spread, device: int) -> list[str]:
+    return [node.name for node in program.find("Call") if node.device == device]
+
+
+def test_one_device_is_calls_and_an_update() -> None:
+    program = spread()
+    assert not program.find("Send") and not program.find("Slice")
+    assert calls(program, 0) == ["r0/0F0", "r0/0B0"]
+    assert [program.main[name].inputs for name in program.main.effects] == [(Ref("n0"),), (Ref("n1"),)]
+
+
+def test_calls_follow_the_schedule_on_every_device() -> None:
+    program = spread(replicas=2, stages=2, micro_batches=3)
+    assert calls(program, 0) == ["r0/0F0", "r0/0F1", "r0/0B0", "r0/0F2", "r0/0B1", "r0/0B2"]
+    assert calls(program, 1) == ["r0/1F0", "r0/1B0", "r0/1F1", "r0/1B1", "r0/1F2", "r0/1B2"]
+    assert calls(program, 2) == [name.replace("r0", "r1") for name in calls(program, 0)]
+    for device in range(4):
+        names = calls(program, device)
+        for before, after in zip(names, names[1:], strict=False):
+            assert before in program.main[after].control
+
+
+def test_one_micro_batch_needs_no_order_but_the_datas() -> None:
+    program = spread(replicas=2, stages=2)
+    assert program.program.inline
+    assert all(not node.control for node in program.find("Call"))
+
+
+@given(replicas=st.integers(1, 3), stages=st.integers(1, 2), micro_batches=st.integers(1, 3))
+def test_a_value_is_sent_to_a_device_once(replicas: int, stages: int, micro_batches: int) -> None:
+    program = spread(replicas=replicas, stages=stages, micro_batches=micro_batches)
+    verify(program.main, after="bind")
+    sent = Counter((node.inputs[0], node.attrs["to"]) for node in program.find("Send"))
+    assert set(sent.values()) <= {1}
+    assert len(program.find("Send")) == len(program.find("Recv"))
+
+
+def test_a_call_takes_its_own_examples() -> None:
+    program = spread(replicas=2, micro_batches=2, examples=10)
+    for call, begin, size in [("r0/0F0", 0, 3), ("r0/0F1", 3, 2), ("r1/0F0", 5, 3), ("r1/0F1", 8, 2)]:
+        made = argument(program, call, "slice")
+        assert made.op == "Slice"
+        assert program.main[made.inputs[1].node].attrs["value"] == (begin, 0)
+        assert program.main[made.inputs[2].node].attrs["value"] == (size, -1)
+
+
+def test_micro_batches_of_another_size_run_functions_of_their_own() -> None:
+    program = spread(replicas=2, examples=7)
+    assert set(program.program.functions) == {"0F/4", "0B/4", "0F/3", "0B/3"}
+    assert program.main["r0/0F0"].attrs["function"] == b"0F/4"
+    assert program.main["r1/0F0"].attrs["function"] == b"0F/3"
+
+
+def test_weights_are_the_micro_batchs_own() -> None:
+    program = spread(replicas=2, examples=7)
+    assert argument(program, "r0/0B0", "weight").attrs["value"] == 4 / 7
+    assert argument(program, "r1/0B0", "weight").attrs["value"] == 3 / 7
+
+
+def test_a_sum_starts_at_zero_and_goes_from_call_to_call() -> None:
+    program = spread(micro_batches=3)
+    start = argument(program, "r0/0B0", "sum")
+    assert (start.op, start.attrs["value"]) == ("Const", 0.0)
+    assert argument(program, "r0/0B1", "sum").name == "r0/0B0"
+    assert argument(program, "r0/0B2", "sum").name == "r0/0B1"
+
+
+def test_a_carried_variable_goes_from_call_to_call_of_a_replica() -> None:
+    program = spread(COUNTED, replicas=2, micro_batches=2)
+    for replica in ("r0", "r1"):
+        assert argument(program, f"{replica}/0F0", "state").op == "Read"
+        assert argument(program, f"{replica}/0F1", "state").name == f"{replica}/0F0"
+    assert len(program.find("Read")) == 1
+
+
+def test_a_step_draws_one_seed_and_each_micro_batch_has_a_number() -> None:
+    program = spread(RANDOM, replicas=2, micro_batches=2)
+    names = [f"r{r}/0F{i}" for r in range(2) for i in range(2)]
+    assert {argument(program, name, "seed").name for name in names} == {"noise/seed"}
+    assert [argument(program, name, "draw").attrs["value"] for name in names] == [0, 1, 2, 3]
+    assert {key: program.main["noise/seed"].attrs[key] for key in ("seed", "seed2")} == {"seed": 3, "seed2": 4}
+
+
+def test_an_update_runs_once_on_the_owner_of_its_variable() -> None:
+    program = spread(replicas=2, stages=2)
+    for name, variable in (("n0", "w0"), ("n1", "w1")):
+        assert program.main[name].device == program.plan.owner[variable]
+        assert program.main[name].device in (program.plan.layout.device_of(r, int(variable[1])) for r in range(2))
+    assert [node.name for node in program.find("Sub")] == ["n0", "n1"]
+
+
+def test_what_depends_on_no_example_is_computed_where_it_is_used() -> None:
+    program = spread(replicas=2)
+    rates = [node for node in program.find("Const") if node.name.startswith("rate")]
+    assert {node.device for node in rates} == {program.main["s0"].device, program.main["s1"].device}
+    assert len(rates) == 2
+
+
+def test_variables_are_read_and_written_at_home() -> None:
+    program = spread(replicas=2, homes={"w1": 1})
+    for variable, home in ((b"w0", 0), (b"w1", 1)):
+        (read,), (assign,) = program.find("Read", variable=variable), program.find("Assign", variable=variable)
+        assert read.device == assign.device == home
+        assert read.name in assign.control
+
+
+def test_nothing_is_written_before_all_stages_are_through() -> None:
+    """A stage that fails must leave all variables as they were."""
+    program = spread(replicas=2, stages=2, micro_batches=2)
+    done = program.main["calls_done"]
+    assert set(done.control) == {calls(program, device)[-1] for device in range(4)}
+    assert all("calls_done" in node.control for node in program.find("Assign"))
+
+
+def test_outputs_are_on_the_host() -> None:
+    program = spread(replicas=2, stages=2, micro_batches=2)
+    assert [program.main[ref.node].device for ref in program.main.outputs] == [0, 0, 0]
+
+
+def test_names_of_the_step_that_meet_those_of_the_passes_stay_apart() -> None:
+    text = TRAINING.replace("rate", "constant").replace("n0", "rate_1")
+    program = spread(text, replicas=2)
+    verify(program.main, after="bind")
+    program.check()
+
+
+@pytest.mark.parametrize("micro_batches", [1, 3])
+def test_phases_follow_each_other(micro_batches: int) -> None:
+    """A step that goes forward again with what it has just written."""
+    text = TRAINING.replace("out: loss, z, n1", "out: loss, again").replace(
+        "}\n", "  again = MatMul(x, u0) : float32[BATCH,2]\n}\n"
+    )
+    program = spread(text, replicas=2, micro_batches=micro_batches)
+    program.check()
+    second = [node for node in program.find("Call") if node.attrs["phase"] == 2]
+    assert len(second) == 2 * micro_batches
+    assert all(argument(program, node.name, "step").name == "n0" for node in second)

@@ -1,0 +1,210 @@
+"""`cut`: each operation in one function, each value given once, gradients summed over micro-batches where they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.rewrite.steps import MICRO_SLICES, TRAINING, spread, traced
+from whale_tf.ir.graph import Graph, Ref
+from whale_tf.ir.text import print_graph
+from whale_tf.ir.verify import verify
+from whale_tf.plan.roles import find_roles
+from whale_tf.rewrite.cut import Cut, Key, Source, StageFunction, cut
+
+ONE = Cut(accumulate=False, weighted=False, split_backward=False, examples=0)
+SEVERAL = Cut(accumulate=True, weighted=False, split_backward=False, examples=0)
+UNEVEN = Cut(accumulate=True, weighted=True, split_backward=False, examples=0)
+STAGES = {"h": 0, "a": 0, "z": 1, "loss": 1, "dz": 1, "d1": 1, "da": 1, "dh": 0, "d0": 0, "g0": 0, "g1": 1}
+
+# A count that every micro-batch adds to, a print before and after it, and a draw.
+STATE = """
+graph step(out: y) effects(c2, p1, p2) {
+  x = Input() {index=0, batch=true} : float32[BATCH]
+  c = Variable() {variable=b"c", trainable=false, aggregation=b"NONE"} : float32[]
+  one = Const() {value=opaque"AA=="} : float32[]
+  half = Neg(one) : float32[]
+  p1 = PrintV2(x) @stateful
+  more = AddV2(c, half) : float32[]
+  dims = Const() {value=opaque"AQ=="} : int32[1]
+  mean = Mean(x, dims) : float32[]
+  new = AddV2(more, mean) : float32[]
+  c2 = Write(new) {variable=b"c"} : float32[]
+  p2 = PrintV2(c2) @stateful
+  y = Mul(x, c2) : float32[BATCH]
+}
+"""
+
+
+def functions(
+    how: Cut = ONE, text: str = TRAINING, stage_of: Mapping[str, int] = STAGES
+) -> tuple[Graph, dict[Key, StageFunction]]:
+    graph = traced(text, 4)
+    parts = cut(graph, find_roles(graph, 4), stage_of, how)
+    for part in parts.values():
+        verify(part.graph, after="cut")
+    return graph, parts
+
+
+def kept(part: StageFunction) -> list[str]:
+    """The names of its operations."""
+    return [node.name for node in part.graph if node.op != "Argument"]
+
+
+def sources(part: StageFunction) -> set[str]:
+    return {f"{source.kind} {source.name or source.ref}".strip() for source in part.arguments}
+
+
+def test_a_function_is_a_graph_from_arguments_to_results_and_sums() -> None:
+    _, parts = functions(SEVERAL)
+    assert print_graph(parts[Key(0, 0, "B")].graph, "0B").splitlines() == [
+        "graph 0B(out: g0/sum) {",
+        "  argument/0 = Argument() {index=0} : float32[4,2]",
+        "  argument/1 = Argument() {index=1} : float32[4,2]",
+        "  argument/2 = Argument() {index=2} : float32[4,3]",
+        "  argument/3 = Argument() {index=3} : float32[*]",
+        "  dh = ReluGrad(argument/0, argument/1) : float32[4,2]  @call=1 @twin=a",
+        "  d0 = MatMul(argument/2, dh) {transpose_a=true} : float32[3,2]  @call=1 @twin=h",
+        "  g0/sum = AddV2(argument/3, d0) {T=float32} : float32[3,2]",
+        "}",
+    ]
+    assert parts[Key(0, 0, "B")].arguments == (
+        Source("micro", Ref("da")),
+        Source("micro", Ref("a")),
+        Source("slice", Ref("x")),
+        Source("sum", name="g0"),
+    )
+
+
+def test_every_operation_of_a_micro_batch_is_in_one_function() -> None:
+    graph, parts = functions()
+    assert {str(key): kept(part) for key, part in parts.items()} == {
+        "0B": ["dh", "d0"],
+        "0F": ["h", "a"],
+        "1B": ["dz", "d1", "da"],
+        "1F": ["dims", "z", "loss"],
+    }
+    assert "s0" in graph and not any("s0" in part.graph for part in parts.values())
+
+
+def test_cut_gives_each_value_once() -> None:
+    _, parts = functions()
+    assert {str(key): [str(ref) for ref in part.results] for key, part in parts.items()} == {
+        "0B": [],
+        "0F": ["a"],
+        "1B": ["da"],
+        "1F": ["z", "loss"],
+    }
+
+
+def test_cut_takes_each_value_once() -> None:
+    _, parts = functions()
+    assert sources(parts[Key(0, 1, "B")]) == {"micro z", "micro a", "step w1"}
+    assert all(len(set(part.arguments)) == len(part.arguments) for part in parts.values())
+
+
+def test_constants_are_copied_into_every_function_that_uses_them() -> None:
+    text = TRAINING.replace("dz = Square(z)", "dz = Mean(z, dims)")
+    _, parts = functions(text=text)
+    assert "dims" in kept(parts[Key(0, 1, "F")]) and "dims" in kept(parts[Key(0, 1, "B")])
+    assert "step dims" not in sources(parts[Key(0, 1, "B")])
+
+
+def test_what_is_computed_from_constants_comes_along_in_order() -> None:
+    _, parts = functions(text=STATE, stage_of={"p1": 0, "more": 0, "mean": 0, "new": 0, "c2": 0, "p2": 0, "y": 0})
+    names = kept(parts[Key(0, 0, "F")])
+    assert names.index("one") < names.index("half") < names.index("more")
+
+
+def test_one_micro_batch_needs_no_sums() -> None:
+    _, parts = functions(ONE)
+    part = parts[Key(0, 0, "B")]
+    assert part.sums == ("g0",)
+    assert part.graph.outputs == (Ref("d0"),)
+
+
+def test_a_gradient_is_added_to_that_of_earlier_micro_batches() -> None:
+    _, parts = functions(SEVERAL)
+    part = parts[Key(0, 1, "B")]
+    assert part.graph.outputs == (Ref("da"), Ref("g1/sum"))
+    assert part.sums == ("g1",)
+
+
+def test_uneven_micro_batches_are_weighted_before_they_are_added() -> None:
+    _, parts = functions(UNEVEN)
+    part = parts[Key(0, 1, "B")]
+    assert part.graph["g1/weighted"].inputs[0] == Ref("d1")
+    assert part.graph["g1/sum"].inputs[1] == Ref("g1/weighted")
+    assert [source.kind for source in part.arguments].count("weight") == 1
+
+
+@pytest.mark.parametrize("how", [SEVERAL, UNEVEN])
+def test_the_parts_of_slices_are_not_added_and_indices_not_weighted(how: Cut) -> None:
+    stage_of = dict.fromkeys(["rows", "loss", "dv", "flat", "gv", "gi"], 0)
+    _, parts = functions(how, MICRO_SLICES, stage_of)
+    part = parts[Key(0, 0, "B")]
+    assert part.sums == ("gv", "gi")
+    assert part.graph.outputs == ((Ref("gv/weighted") if how.weighted else Ref("dv")), Ref("flat"))
+
+
+def test_the_gradient_of_a_mean_for_each_example_is_scaled_to_the_whole_batch() -> None:
+    """Where tape.gradient(mean loss, x) is used for each example (adversarial noise), not for a variable."""
+    text = TRAINING.replace(
+        "a = Relu(h) : float32[BATCH,2]  @scope=s0",
+        """noise = Gradient(h) {call=2, part=b"dense", variable=b"", partner=b"", target=b"m"} : float32[BATCH,2]
+           m = Mean(h, dims) : float32[]
+           a = Relu(noise) : float32[BATCH,2]""",
+    )
+    graph, parts = functions(Cut(True, False, False, 4), text, {**STAGES, "noise": 0, "m": 0})
+    assert "noise" not in find_roles(graph, 4).markers
+    part = parts[Key(0, 0, "F")]
+    assert part.graph["noise"].op == "Mul"
+    assert part.graph["noise"].inputs[0] == Ref("h")
+    assert "weight" in sources(part)
+
+
+def test_effects_keep_their_order() -> None:
+    stage_of = dict.fromkeys(["p1", "more", "mean", "new", "c2", "p2", "y"], 0)
+    _, parts = functions(text=STATE, stage_of=stage_of)
+    part = parts[Key(0, 0, "F")]
+    assert part.graph.effects == ("p1", "p2")
+    assert part.graph["p2"].control == ("p1",)
+
+
+def test_a_carried_variable_comes_from_the_micro_batch_before() -> None:
+    stage_of = dict.fromkeys(["p1", "more", "mean", "new", "c2", "p2", "y"], 0)
+    graph, parts = functions(text=STATE, stage_of=stage_of)
+    part = parts[Key(0, 0, "F")]
+    assert find_roles(graph, 4).carried == {"c"}
+    assert "state c" in sources(part)
+    assert Ref("c2") in part.results
+
+
+def test_split_backward_puts_first_what_an_earlier_stage_waits_for() -> None:
+    _, parts = functions(Cut(True, False, True, 0))
+    assert {str(key): kept(part) for key, part in parts.items() if key.kind in "IW"} == {
+        "0W": ["dh", "d0", "g0/sum"],
+        "1I": ["dz", "da"],
+        "1W": ["d1", "g1/sum"],
+    }
+    assert sources(parts[Key(0, 1, "W")]) == {"micro a", "micro dz", "sum g1"}
+
+
+@given(
+    stages=st.integers(1, 2),
+    micro_batches=st.integers(1, 3),
+    extra=st.integers(0, 2),
+    schedule=st.sampled_from(["1f1b", "zero_bubble"]),
+)
+def test_functions_are_the_same_for_all_replicas_and_micro_batches(
+    stages: int, micro_batches: int, extra: int, schedule: str
+) -> None:
+    program = spread(
+        stages=stages, micro_batches=micro_batches, replicas=2, examples=8 * micro_batches + extra, schedule=schedule
+    )
+    called = {node.attrs["function"].decode() for node in program.find("Call")}
+    assert called == set(program.program.functions)
+    assert len(called) == sum(len(variant.functions) for variant in program.variants.values())

@@ -1,0 +1,182 @@
+"""`merge`: the values of all micro-batches become one, as the plan says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from tests.rewrite.steps import FREE_SLICES, MICRO_SLICES, TRAINING, Spread, spread
+from whale_tf.ir.graph import Node, Ref
+from whale_tf.rewrite.merge import FOLDS
+
+REDUCED = """
+graph step(out: y) {
+  x = Input() {index=0, batch=true} : KIND[BATCH,2]
+  dims = Const() {value=opaque"AQ=="} : int32[2]
+  y = REDUCTION(x, dims) : KIND[]
+}
+"""
+STATE = """
+graph step(out: y) effects(c2) {
+  x = Input() {index=0, batch=true} : float32[BATCH]
+  c = Variable() {variable=b"c", trainable=false, aggregation=b"AGGREGATION"} : float32[]
+  dims = Const() {value=opaque"AQ=="} : int32[1]
+  total = Sum(x, dims) : float32[]
+  new = AddV2(c, total) : float32[]
+  c2 = Write(new) {variable=b"c"} : float32[]
+  y = Mul(x, c2) : float32[BATCH]
+}
+"""
+
+
+def reduced(reduction: str, kind: str = "float32", **options: int) -> Spread:
+    program = spread(REDUCED.replace("REDUCTION", reduction).replace("KIND", kind), **options)  # type: ignore[arg-type]
+    program.check()
+    return program
+
+
+def written(program: Spread, ref: Ref) -> str:
+    """A merge as text: `AddN(Mul(r0/0F0, 0.5), …)`."""
+    ref = program.origin(ref)
+    node: Node = program.main[ref.node]
+    if node.op == "Const":
+        return str(node.attrs["value"])
+    if node.op in ("Call", "Read", "Slice", "Take"):
+        return node.name
+    inputs: Sequence[Ref] = node.inputs[:-1] if node.op == "ConcatV2" else node.inputs
+    return f"{node.op}({', '.join(written(program, item) for item in inputs)})"
+
+
+def output(program: Spread, index: int = 0) -> str:
+    return written(program, program.main.outputs[index])
+
+
+def gradient(program: Spread, update: str) -> str:
+    """The gradient that an operation of the update takes first."""
+    return written(program, program.main[update].inputs[0])
+
+
+def assigned(program: Spread, variable: str) -> str:
+    return written(program, program.find("Assign", variable=variable.encode())[0].inputs[0])
+
+
+def test_one_part_is_the_value_itself() -> None:
+    assert output(reduced("Mean")) == "r0/0F0"
+    assert gradient(spread(stages=2), "s1") == "r0/1B0"
+
+
+def test_per_example_values_are_concatenated_in_the_callers_order() -> None:
+    program = spread(replicas=2, micro_batches=2)
+    assert output(program, 1) == "ConcatV2(r0/0F0, r0/0F1, r1/0F0, r1/0F1)"
+
+
+def test_a_mean_is_weighted_by_the_share_of_the_examples() -> None:
+    assert output(reduced("Mean", replicas=2)) == "AddV2(Mul(r0/0F0, 0.5), Mul(r1/0F0, 0.5))"
+    assert output(reduced("Mean", replicas=2, examples=8 + 8)) == "AddV2(Mul(r0/0F0, 0.5), Mul(r1/0F0, 0.5))"
+    third = output(reduced("Mean", replicas=3, examples=4))
+    assert third == "AddN(Mul(r0/0F0, 0.5), Mul(r1/0F0, 0.25), Mul(r2/0F0, 0.25))"
+
+
+@pytest.mark.parametrize(
+    ("reduction", "kind", "merged"),
+    [
+        ("Sum", "float32", "AddN(r0/0F0, r1/0F0, r2/0F0)"),
+        ("Sum", "int32", "AddN(r0/0F0, r1/0F0, r2/0F0)"),
+        ("Max", "float32", "Maximum(Maximum(r0/0F0, r1/0F0), r2/0F0)"),
+        ("Min", "int32", "Minimum(Minimum(r0/0F0, r1/0F0), r2/0F0)"),
+        ("Prod", "float32", "Mul(Mul(r0/0F0, r1/0F0), r2/0F0)"),
+        ("All", "bool", "LogicalAnd(LogicalAnd(r0/0F0, r1/0F0), r2/0F0)"),
+        ("Any", "bool", "LogicalOr(LogicalOr(r0/0F0, r1/0F0), r2/0F0)"),
+    ],
+)
+def test_a_reduction_over_examples_goes_on_over_parts(reduction: str, kind: str, merged: str) -> None:
+    assert output(reduced(reduction, kind, replicas=3)) == merged
+
+
+def test_logical_merges_have_no_type() -> None:
+    """LogicalAnd and LogicalOr take only truth values, and have no attribute T."""
+    for reduction, kind, op in (("All", "bool", FOLDS["all"]), ("Max", "float32", FOLDS["max"])):
+        node = reduced(reduction, kind, replicas=2).find(op)[0]
+        assert set(node.attrs) == (set() if kind == "bool" else {"T"})
+
+
+def test_a_gradient_of_a_mean_is_averaged_over_equal_parts() -> None:
+    program = spread(replicas=2, micro_batches=2)
+    assert gradient(program, "s0") == "Mul(AddV2(r0/0B1, r1/0B1), 0.25)"
+
+
+def test_a_gradient_of_a_sum_is_added() -> None:
+    assert gradient(spread(replicas=3, loss="sum"), "s0") == "AddN(r0/0B0, r1/0B0, r2/0B0)"
+
+
+def test_unequal_parts_were_weighted_before() -> None:
+    assert gradient(spread(replicas=2, examples=7), "s0") == "AddV2(r0/0B0, r1/0B0)"
+
+
+def test_a_gradient_is_merged_on_its_owner() -> None:
+    program = spread(replicas=2, stages=2)
+    for marker, variable in (("g0", "w0"), ("g1", "w1")):
+        assert program.main[f"{marker}/total"].device == program.plan.owner[variable]
+
+
+@pytest.mark.parametrize("loss", ["mean", "sum"])
+def test_slices_are_concatenated_and_only_their_values_scaled(loss: str) -> None:
+    program = spread(MICRO_SLICES, replicas=2, loss=loss)
+    program.check()
+    indices, values = (written(program, ref) for ref in program.main["n"].inputs[1:])
+    assert indices == "ConcatV2(r0/0B0, r1/0B0)"
+    assert values == ("Mul(ConcatV2(r0/0B0, r1/0B0), 0.5)" if loss == "mean" else "ConcatV2(r0/0B0, r1/0B0)")
+
+
+def test_slices_of_all_micro_batches_are_kept_apart() -> None:
+    program = spread(MICRO_SLICES, replicas=2, micro_batches=2)
+    indices, _ = (written(program, ref) for ref in program.main["n"].inputs[1:])
+    assert indices == "ConcatV2(r0/0B0, r0/0B1, r1/0B0, r1/0B1)"
+
+
+def test_constant_values_of_slices_are_repeated_for_the_indices_of_each_part() -> None:
+    program = spread(FREE_SLICES, replicas=2)
+    program.check()
+    _, values = (written(program, ref) for ref in program.main["n"].inputs[1:])
+    assert values.count("Fill") == 2 and values.startswith("Mul(ConcatV2(") and values.endswith(", 0.5)")
+
+
+def test_a_gradient_that_depends_on_no_example_is_taken_as_it_is() -> None:
+    text = TRAINING.replace("d1 = MatMul(a, dz) {transpose_a=true}", "d1 = Square(w1)")
+    program = spread(text, replicas=2)
+    program.check()
+    assert gradient(program, "s1") == "Square(w1/read)"
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "merged"),
+    [
+        ("NONE", "AddV2(Mul(r0/0F1, 0.5), Mul(r1/0F1, 0.5))"),
+        ("MEAN", "AddV2(Mul(r0/0F1, 0.5), Mul(r1/0F1, 0.5))"),
+        ("ONLY_FIRST_REPLICA", "r0/0F1"),
+        ("SUM", "AddN(c/read, Sub(r0/0F1, c/read), Sub(r1/0F1, c/read))"),
+    ],
+)
+def test_a_carried_variable_is_merged_by_its_aggregation(aggregation: str, merged: str) -> None:
+    program = spread(STATE.replace("AGGREGATION", aggregation), replicas=2, micro_batches=2)
+    program.check()
+    assert assigned(program, "c") == merged
+
+
+@pytest.mark.parametrize("aggregation", ["NONE", "SUM"])
+def test_one_replica_leaves_what_its_last_micro_batch_left(aggregation: str) -> None:
+    program = spread(STATE.replace("AGGREGATION", aggregation), micro_batches=3)
+    if aggregation == "NONE":
+        program.check()
+        assert assigned(program, "c") == "r0/0F2"
+    else:
+        assert assigned(program, "c") in ("r0/0F2", "AddV2(c/read, Sub(r0/0F2, c/read))")
+
+
+def test_a_merge_is_made_once_however_often_it_is_used() -> None:
+    text = TRAINING.replace("out: loss, z, n1", "out: loss, loss, z, z")
+    program = spread(text, replicas=2)
+    program.check()
+    first, second, third, fourth = program.main.outputs
+    assert first == second and third == fourth
