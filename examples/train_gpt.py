@@ -46,9 +46,9 @@ def main() -> None:
     print(
         f"{model.count_params():,} parameters, {options.batch} x {options.sequence} bytes a step. Building the step ..."
     )
-    first_loss = float(step(next(batches)))
-    print(step.plan)
-    print(step.schedule)
+    batch = next(batches)
+    print(step.prepare(batch))
+    first_loss = float(step(batch))
     last_loss = train(step, batches, options)
     print(f"loss {first_loss:.3f} at first, {last_loss:.3f} at last")
 
@@ -60,7 +60,7 @@ def main() -> None:
     print(f"The timeline is {timeline}: open it at https://ui.perfetto.dev, or draw it with")
     print(f"  python examples/draw_timeline.py {timeline} {timeline.with_suffix('.svg')}")
     if options.verify:
-        print(step.verify(next(batches)))
+        print(f"Beside one device: {step.verify(next(batches)).summary}")
     print(f"{time.perf_counter() - began:.0f} seconds in all")
 
 
@@ -98,9 +98,8 @@ def block(sequence: int, width: int) -> keras.Model:
     """Causal attention and a perceptron, each behind a norm and beside a short cut."""
     x = keras.Input((sequence, width))
     normed = layers.LayerNormalization()(x)
-    attended = x + layers.MultiHeadAttention(max(1, width // HEAD_WIDTH), HEAD_WIDTH)(
-        normed, normed, use_causal_mask=True
-    )
+    attention = layers.MultiHeadAttention(max(1, width // HEAD_WIDTH), HEAD_WIDTH, use_bias=False)
+    attended = x + attention(normed, normed, use_causal_mask=True)
     normed = layers.LayerNormalization()(attended)
     hidden = layers.Dense(4 * width, activation="gelu")(normed)
     return keras.Model(x, attended + layers.Dense(width)(hidden))

@@ -200,8 +200,8 @@ def _telling_the_size(examples: int, batch: int) -> Iterator[None]:
     except Exception as error:
         if examples != batch:
             error.add_note(
-                f"whale_tf traced the step for a micro-batch of {examples} of the {batch} examples. If a fixed batch size is the "
-                "cause, write -1, tf.shape(x)[0] or x.shape[0] in its place."
+                f"whale_tf traced the step for a micro-batch of {examples} of the {batch} examples. "
+                "If a fixed batch size is the cause, write -1, tf.shape(x)[0] or x.shape[0] in its place."
             )
         raise
 

@@ -23,6 +23,7 @@ from whale_tf.rewrite.bind import Binder, Variant
 from whale_tf.rewrite.check import check
 from whale_tf.rewrite.cut import Cut, Key, StageFunction, cut
 from whale_tf.rewrite.fold_random import fold_random
+from whale_tf.rewrite.hold_assignments import hold_assignments
 from whale_tf.rewrite.program import Program
 from whale_tf.rewrite.tell_apart import tell_apart
 
@@ -146,6 +147,8 @@ def spread(
     homes: Mapping[str, int] | None = None,
 ) -> Spread:
     """A step over `replicas` x `stages` devices; four examples in each micro-batch unless it is said otherwise."""
+    if loss == "sum":
+        text = text.replace("loss = Mean", "loss = Sum")
     examples = examples or 4 * replicas * micro_batches
     scopes = tuple(Opened(f"s{j}", "stage", f"s{j}", "", Line("train.py", j + 1)) for j in range(stages))
     places = tuple(tuple(range(r * stages, (r + 1) * stages)) for r in range(replicas))
@@ -154,13 +157,14 @@ def spread(
     sizes = cut_batch(examples, layout.shares, micro_batches, ["x"])
     distinct = sorted({size for row in sizes for size in row}, reverse=True)
     request = Request(None, scopes if stages > 1 else ())
-    targets = {1: ("loss",)}
+    targets = {1: ("loss",)} if "Gradient" in text else {}
     facts = Facts(request, layout, sizes, schedule, loss, homes or {}, None, lambda name: Line("train.py", 1), targets)
     graph = traced(text, distinct[0])
     roles = find_roles(graph, distinct[0])
     plan = make_plan(graph, roles, facts)
     variants = {size: _variant(graph, text, size, plan, request) for size in distinct}
-    return Spread(graph, roles, plan, variants, Binder(graph, roles, plan, variants).bind())
+    program = hold_assignments(Binder(graph, roles, plan, variants).bind())
+    return Spread(graph, roles, plan, variants, program)
 
 
 def _variant(main: Graph, text: str, size: int, plan: Plan, request: Request) -> Variant:

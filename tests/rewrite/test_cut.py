@@ -1,4 +1,4 @@
-"""`cut`: each operation in one function, each value given once, gradients summed over micro-batches where they are made."""
+"""`cut`: each operation in one function, each value given once, gradients summed where they are made."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ graph step(out: y) effects(c2, p1, p2) {
   mean = Mean(x, dims) : float32[]
   new = AddV2(more, mean) : float32[]
   c2 = Write(new) {variable=b"c"} : float32[]
-  p2 = PrintV2(c2) @stateful
   y = Mul(x, c2) : float32[BATCH]
+  p2 = PrintV2(y) @stateful
 }
 """
 
@@ -85,7 +85,7 @@ def test_every_operation_of_a_micro_batch_is_in_one_function() -> None:
         "0B": ["dh", "d0"],
         "0F": ["h", "a"],
         "1B": ["dz", "d1", "da"],
-        "1F": ["dims", "z", "loss"],
+        "1F": ["z", "dims", "loss"],
     }
     assert "s0" in graph and not any("s0" in part.graph for part in parts.values())
 

@@ -42,6 +42,8 @@ def written(program: Spread, ref: Ref) -> str:
     node: Node = program.main[ref.node]
     if node.op == "Const":
         return str(node.attrs["value"])
+    if node.op == "Fill":
+        return "Fill(…)"
     if node.op in ("Call", "Read", "Slice", "Take"):
         return node.name
     inputs: Sequence[Ref] = node.inputs[:-1] if node.op == "ConcatV2" else node.inputs
@@ -139,7 +141,16 @@ def test_constant_values_of_slices_are_repeated_for_the_indices_of_each_part() -
     program = spread(FREE_SLICES, replicas=2)
     program.check()
     _, values = (written(program, ref) for ref in program.main["n"].inputs[1:])
-    assert values.count("Fill") == 2 and values.startswith("Mul(ConcatV2(") and values.endswith(", 0.5)")
+    assert values == "ConcatV2(Mul(Fill(…), 0.5), Mul(Fill(…), 0.5))"
+
+
+def test_values_of_slices_with_the_same_indices_in_all_parts_are_added() -> None:
+    text = MICRO_SLICES.replace("flat = Reshape(ids, zero) : int32[BATCH]", "flat = Range(zero, zero) : int32[BATCH]")
+    program = spread(text, replicas=2)
+    program.check()
+    indices, values = (written(program, ref) for ref in program.main["n"].inputs[1:])
+    assert indices.startswith("Range(")
+    assert values == "Mul(AddV2(r0/0B0, r1/0B0), 0.5)"
 
 
 def test_a_gradient_that_depends_on_no_example_is_taken_as_it_is() -> None:

@@ -2,8 +2,9 @@
 
     gradient of w  =  Mul(AddN(r0/0B1:2, r1/0B1:2), 0.25)  =  ¼ (r0, 0) + ¼ (r0, 1) + ¼ (r1, 0) + ¼ (r1, 1)
 
-It goes through AddV2, AddN, Sub, ConcatV2, Mul by a constant, transfers, and the sums that calls hand on. A sum must
-have each micro-batch of each replica once, with its weight: its share of the examples for a mean, 1 for a sum.
+It goes through the operations that may put such parts together, Mul by a constant, transfers, and the sums that calls
+hand on. A sum must have each micro-batch of each replica once, with its weight: its share of the examples for a mean,
+1 for a sum.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from whale_tf.ir.graph import Graph, Node, Ref
 from whale_tf.plan.roles import variable_of
 from whale_tf.rewrite.check_calls import WEIGHT_TOLERANCE, Called, Calls, Part
 
-_ADDITIONS = frozenset({"AddV2", "AddN", "ConcatV2"})
+ADDED = frozenset({"AddV2", "AddN"})
+JOINED = frozenset({"ConcatV2"})
+CHANGED = ADDED | {"Sub"}  # a variable's value plus all changes to it
 
 
 class Term(NamedTuple):
@@ -43,15 +46,15 @@ class Sum:
       title: what it is, for messages.
       given: the tensor of the main graph.
       wanted: for each micro-batch the tensor of the step that it contributes.
+      by: the operations that may put its parts together.
       marker: the gradient marker whose sums calls hand on; empty if it is no gradient.
-      fold: another operation than addition by which it may be merged.
     """
 
     title: str
     given: Ref
     wanted: Mapping[Part, Ref]
+    by: frozenset[str]
     marker: str = ""
-    fold: str = ""
 
     def terms(self, calls: Calls) -> Iterator[Term | str]:
         """Its summands in order, and in words what is none."""
@@ -79,11 +82,10 @@ class Sum:
         scale = scaled(calls.main, node)
         if scale is not None:
             return [_Place(None, scale[0], weight * scale[1])]
-        if node.op in _ADDITIONS or node.op == self.fold:
+        if node.op in self.by:
             items = node.inputs[:-1] if node.op == "ConcatV2" else node.inputs
-            return [_Place(None, item, weight) for item in items]
-        if node.op == "Sub":
-            return [_Place(None, node.inputs[0], weight), _Place(None, node.inputs[1], -weight)]
+            signs = (1, -1) if node.op == "Sub" else (1,) * len(items)
+            return [_Place(None, item, weight * sign) for item, sign in zip(items, signs, strict=True)]
         if node.op == "Const":
             return [] if node.attrs["value"] == 0 else None
         if node.op == "Read":

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from whale_tf.ir.graph import Graph, Node, Ref
 from whale_tf.plan.roles import Roles, variable_of
 from whale_tf.rewrite.check_calls import Calls, Part
-from whale_tf.rewrite.check_sums import Sum, Term, differences, scaled
+from whale_tf.rewrite.check_sums import ADDED, CHANGED, JOINED, Sum, Term, differences, scaled
 from whale_tf.rewrite.merge import FOLDS
 
 # What brings a boundary value into the main graph, and the attribute that says which.
@@ -83,7 +83,7 @@ class Correspondence:
             elif not self.roles.per_micro_batch(name):
                 once.append(name)
         yield from (f"variable '{key.decode()}' is assigned, and the step does not write it" for key in assigns)
-        others = [name for name in main.effects if main[name].op != "Assign"]
+        others = [name for name in main.effects if main[name].op not in ("Assign", "NoOp")]
         if len(others) != len(once):
             yield f"the step has {len(once)} effects that run once, and the program {len(others)}"
         self.stack += [(Ref(image), Ref(name)) for image, name in zip(others, once, strict=False)]
@@ -113,15 +113,18 @@ class Correspondence:
     def _gradient(self, given: Ref, marker: Node) -> Iterator[str]:
         """A marker's value: each micro-batch once by its share; what depends on no example as it is."""
         source, half = marker.inputs[0], marker.attrs["part"]
-        micro = self.roles.per_micro_batch(source.node)
-        if not micro and not self._partner_is_micro(marker):
+        micro, joined = self.roles.per_micro_batch(source.node), half == b"indices"
+        if half == b"values":  # rows with the same indices in all micro-batches are added, others put side by side
+            joined = self._partner_is_micro(marker)
+        if not micro and not (half == b"values" and joined):
             self.stack.append((given, source))
             return
         of_variable = f" of variable '{variable_of(marker)}'" if variable_of(marker) else ""
         title = f"gradient '{marker.name}'{of_variable}"
         variants = {part: self.calls.variant_of(part).graph for part in self.calls.parts}
         sources = {part: graph[marker.name].inputs[0] for part, graph in variants.items()}
-        found = Sum(title, given, sources, marker.name).terms(self.calls) if micro else self._repeated(given, source)
+        by_parts = Sum(title, given, sources, JOINED if joined else ADDED, marker.name)
+        found = by_parts.terms(self.calls) if micro else self._repeated(given, source)
         terms: list[Term] = []
         for item in found:
             if isinstance(item, Term):
@@ -130,7 +133,7 @@ class Correspondence:
                 yield item
         ones = self.plan.loss == "sum" or half == b"indices"
         yield from differences(title, terms, {part: 1.0 if ones else w for part, w in self.calls.weights.items()})
-        if half != b"dense" and marker.attrs.get("partner"):
+        if joined and marker.attrs.get("partner"):
             self.orders[marker.name] = [term.part for term in terms if not isinstance(term.part, str)]
 
     def _partner_is_micro(self, marker: Node) -> bool:
@@ -138,7 +141,7 @@ class Correspondence:
         return partner is not None and self.roles.per_micro_batch(partner.inputs[0].node)
 
     def _repeated(self, given: Ref, source: Ref) -> Iterator[Term]:
-        """A constant half of IndexedSlices, once for each micro-batch; being equal, they are numbered as they stand."""
+        """Constant values of IndexedSlices, once for each micro-batch; being equal, they are numbered as they stand."""
         parts = self.calls.parts
         weight, items = 1.0, [self.calls.origin(given)]
         while len(items) == 1 and len(parts) > 1:
@@ -162,7 +165,8 @@ class Correspondence:
         expected = self._expected(how, node)
         title = f"'{wanted}', merged by {how},"
         terms: list[Term] = []
-        for item in Sum(title, given, self._in_parts(wanted), fold=FOLDS.get(how, "")).terms(self.calls):
+        by = {"concat": JOINED, "state sum": CHANGED}.get(how, frozenset({FOLDS[how]}) if how in FOLDS else ADDED)
+        for item in Sum(title, given, self._in_parts(wanted), by).terms(self.calls):
             if isinstance(item, Term):
                 terms.append(item)
             else:

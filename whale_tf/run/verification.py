@@ -84,9 +84,11 @@ class Verification:
         lines = [line.rstrip() for line in text.getvalue().splitlines()] if rows else []
         if len(rows) > SHOWN_ROWS:
             lines.append(f"… and {len(rows) - SHOWN_ROWS} more that differ less")
-        return "\n".join([*lines, self._summary()])
+        return "\n".join([*lines, self.summary])
 
-    def _summary(self) -> str:
+    @property
+    def summary(self) -> str:
+        """What was compared and the largest difference, in one line."""
         outputs = sum(row.kind == "output" for row in self.rows)
         steps = f"{self.steps} step{'s' * (self.steps > 1)}"
         compared = f"{outputs} outputs and {len(self.rows) - outputs} variables"
