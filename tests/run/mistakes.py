@@ -67,7 +67,7 @@ def check_refused(
     before = values(variables)
     with pytest.raises(kind) as refused:
         bounded(wrong)
-    assert str(refused.value) == message
+    assert str(refused.value) == message, f"told:\n{refused.value}\nwanted:\n{message}"
     for old, new in zip(before, values(variables), strict=True):
         np.testing.assert_array_equal(new, old)
     result = bounded(right)

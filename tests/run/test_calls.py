@@ -76,7 +76,7 @@ def in_threads(*calls: Callable[[], Any]) -> list[Any]:
 
 def test_run_eagerly_the_step_simply_runs() -> None:
     variables = weights()
-    step = whale.function(training(variables), micro_batches=2)
+    step = whale.function(micro_batches=2)(training(variables))
     tf.config.run_functions_eagerly(True)
     try:
         step(batch())
@@ -91,7 +91,7 @@ def test_run_eagerly_the_step_simply_runs() -> None:
 
 def test_two_threads_may_call_one_step() -> None:
     variables = weights()
-    step = whale.function(training(variables), micro_batches=2)
+    step = whale.function(micro_batches=2)(training(variables))
 
     def five() -> None:
         for _ in range(5):
@@ -146,7 +146,7 @@ def test_a_step_may_be_a_method() -> None:
 def test_a_dataset_whose_last_batch_is_smaller() -> None:
     dataset = tf.data.Dataset.from_tensor_slices(batch(22)).batch(8)
     variables, plain = weights(), weights()
-    step, reference = whale.function(training(variables), micro_batches=2), tf.function(training(plain))
+    step, reference = whale.function(micro_batches=2)(training(variables)), tf.function(training(plain))
     losses = [float(step(x)) for x in dataset]
     assert losses == pytest.approx([float(reference(x)) for x in dataset], abs=ROUNDING)
     check_close(values(variables), values(plain))
@@ -162,7 +162,8 @@ def test_inputs_may_be_arrays_tensors_nested_and_named() -> None:
 
     x = batch()
     results = [
-        step({"x": kind(x), "pair": (kind(x), kind(2 * x))}, kind(x), target=kind(x)) for kind in (np.array, tf.constant)
+        step({"x": kind(x), "pair": (kind(x), kind(2 * x))}, kind(x), target=kind(x))
+        for kind in (np.array, tf.constant)
     ]
     for result in results:
         np.testing.assert_allclose(result["each"], 4 * x, atol=ROUNDING)

@@ -60,6 +60,26 @@ def test_gradients_that_are_never_applied() -> None:
     check_refused(whale.PlanError, message, lambda: step(batch(), True), lambda: step(batch(), False), variables)
 
 
+def test_a_loss_that_is_a_sum_where_a_mean_is_said() -> None:
+    variables = weights(1)
+
+    @whale.function
+    def step(x: Any, wrong: bool) -> Any:
+        with tf.GradientTape() as tape, whale.replica(2):
+            each = tf.reduce_sum(x @ variables[0], axis=1)
+            loss = tf.reduce_sum(each) if wrong else tf.reduce_mean(each)
+        descend(tape, loss, variables)
+        return loss
+
+    message = (
+        "the loss is a sum, and the step says loss='mean'.\n"
+        "  gradients of micro-batches and replicas would be averaged\n"
+        f"  at {Source(test_a_loss_that_is_a_sum_where_a_mean_is_said).at('loss = tf.reduce_sum')}\n"
+        '  Use whale.function(loss="sum"), or differentiate tf.reduce_mean of the losses.'
+    )
+    check_refused(whale.PlanError, message, lambda: step(batch(), True), lambda: step(batch(), False), variables)
+
+
 def test_a_variable_created_inside_the_step() -> None:
     outside = tf.Variable(1.0, trainable=False)
 

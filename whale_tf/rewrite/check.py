@@ -10,7 +10,7 @@ It knows nothing of how `cut`, `bind` and `merge` work, only what they must give
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from whale_tf.errors import InternalError
 from whale_tf.ir.graph import BOUNDARY_OPS, Graph, Node, Ref
@@ -45,15 +45,18 @@ def check(
       InternalError: with the offenders, and how many there are.
     """
     offenders = list(faulty_transfers(plan, program))
+    needed = graph.ancestors(graph.roots())
     for size, variant in variants.items():
-        offenders += _wrong_stages(variant, f" for {size} examples" if len(variants) > 1 else "")
+        here = needed if variant.graph is graph else variant.graph.ancestors(variant.graph.roots())
+        offenders += _wrong_stages(variant, here, f" for {size} examples" if len(variants) > 1 else "")
         for function in variant.functions.values():
             offenders += _wrong_inputs(variant.graph, function)
     calls = Calls(plan, variants, program)
     offenders += calls.faults()
     correspondence = Correspondence(calls, graph, roles)
     offenders += correspondence.faults()
-    offenders += _wrong_copies(graph, roles, variants, program, correspondence.images)
+    once = [graph[name] for name in needed if not roles.per_micro_batch(name)]
+    offenders += _wrong_copies(once, roles, variants, program, correspondence.images)
     if not offenders:
         return
     details = offenders[:_SHOWN_OFFENDERS]
@@ -67,7 +70,7 @@ def check(
     )
 
 
-def _wrong_stages(variant: Variant, size: str) -> Iterator[str]:
+def _wrong_stages(variant: Variant, needed: Iterable[str], size: str) -> Iterator[str]:
     """Operations that run per micro-batch and are not in exactly one function; others that are in one."""
     graph, roles, parts = variant.graph, variant.roles, variant.functions
     where: dict[str, list[Key]] = {}
@@ -75,7 +78,7 @@ def _wrong_stages(variant: Variant, size: str) -> Iterator[str]:
         for node in function.graph:
             if node.name in graph and node.op != "Argument":
                 where.setdefault(node.name, []).append(key)
-    for name in graph.ancestors(graph.roots()):
+    for name in needed:
         node, keys = graph[name], where.get(name, [])
         if node.op in BOUNDARY_OPS or node.op in _ALIASES:
             continue
@@ -122,7 +125,7 @@ def _stands_for(graph: Graph, function: StageFunction, given: Ref, wanted: Ref) 
 
 
 def _wrong_copies(
-    graph: Graph,
+    once: Iterable[Node],
     roles: Roles,
     variants: Mapping[int, Variant],
     program: Program,
@@ -131,14 +134,14 @@ def _wrong_copies(
     """Operations of the main graph that are there too often, not at all, or for nothing."""
     functions = [function for variant in variants.values() for function in variant.functions.values()]
     somewhere = {node.name for function in functions for node in function.graph}
-    for name in graph.ancestors(graph.roots()):
-        node, copies = graph[name], list(images.get(name, ()))
-        if node.op in BOUNDARY_OPS or node.op in _ALIASES or roles.per_micro_batch(name):
+    for node in once:
+        copies = list(images.get(node.name, ()))
+        if node.op in BOUNDARY_OPS or node.op in _ALIASES:
             continue
-        if node.stateful or roles.phase[name] != FREE:
+        if node.stateful or roles.phase[node.name] != FREE:
             if len(copies) != 1:
                 yield f"{_title(node)} runs once per step, and is {len(copies)} times in the main graph: {copies}"
-        elif not copies and name not in somewhere:
+        elif not copies and node.name not in somewhere:
             yield f"{_title(node)} is needed and nowhere in the program"
     known = {image for copies in images.values() for image in copies}
     for node in program.main:

@@ -46,13 +46,14 @@ def run_error(error: tf.errors.OpError, parts: Parts) -> RunError:
     if isinstance(error, tf.errors.CancelledError):
         rule = "the step failed on one of its devices, and did not fail again when it was repeated on the first alone"
         details = [f"what TensorFlow told is only that the others were cancelled: {_without_nodes(block)}"]
-    return _class_of(type(error))(
+    failure: RunError = _class_of(type(error))(  # type: ignore[arg-type]  # a class has a hash
         rule,
         details=[*details, place] if place else details,
         at=_lines(name, parts),
         way_out=way_out,
         source=error,
     )
+    return failure
 
 
 def _root(message: str) -> str:
