@@ -66,7 +66,10 @@ def varying_means(graph: Graph, roles: Roles, targets: Mapping[int, Sequence[str
 
 
 def _differentiated(graph: Graph, roles: Roles, targets: Mapping[int, Sequence[str]]) -> list[str]:
-    calls = sorted({graph[name].attrs["call"] for name in roles.markers})
+    # A gradient call inside another (a recomputed forward's) is given gradients, and differentiates no loss.
+    markers = [graph[name] for name in roles.markers]
+    inner = {node.attrs["call"] for node in markers if graph[node.inputs[0].node].call not in (0, node.attrs["call"])}
+    calls = sorted({node.attrs["call"] for node in markers} - inner)
     return [name for call in calls for name in targets[call] if name in graph and roles.per_micro_batch(name)]
 
 

@@ -62,6 +62,8 @@ def place_update(
 
 
 def _largest(graph: Graph, node: Node, device: Mapping[str, int], stage_of: Mapping[str, int], layout: Layout) -> int:
+    if any(graph.type_of(ref).dtype == "resource" for ref in node.inputs):
+        return 0  # a table or a writer can only be reached from where it is
     placed = [ref for ref in node.inputs if ref.node in device]
     if placed:
         return device[max(placed, key=lambda ref: _bytes(graph, ref)).node]

@@ -45,9 +45,9 @@ def check(
       InternalError: with the offenders, and how many there are.
     """
     offenders = list(faulty_transfers(plan, program))
-    needed = graph.ancestors(graph.roots())
+    needed = _needed(graph)
     for size, variant in variants.items():
-        here = needed if variant.graph is graph else variant.graph.ancestors(variant.graph.roots())
+        here = needed if variant.graph is graph else _needed(variant.graph)
         offenders += _wrong_stages(variant, here, f" for {size} examples" if len(variants) > 1 else "")
         for function in variant.functions.values():
             offenders += _wrong_inputs(variant.graph, function)
@@ -68,6 +68,12 @@ def check(
         details=details,
         way_out="This is a fault of whale_tf, not of your step: report it with what WHALE_TF_DUMP=folder writes.",
     )
+
+
+def _needed(graph: Graph) -> list[str]:
+    """What outputs and effects need, in the order of the step."""
+    found = graph.ancestors(graph.roots())
+    return [name for name in graph.nodes if name in found]
 
 
 def _wrong_stages(variant: Variant, needed: Iterable[str], size: str) -> Iterator[str]:

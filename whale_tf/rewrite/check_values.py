@@ -161,6 +161,9 @@ class Correspondence:
     def _merge(self, given: Ref, wanted: Ref) -> Iterator[str]:
         """The step's value of what each micro-batch has, merged as the plan says."""
         node = self.graph[wanted.node]
+        if node.op == "Variable" and self.plan.micro_batches > 1:
+            yield f"'{wanted}' is what the step began with, and is merged from what each micro-batch began with"
+            return
         how = self.plan.merges.get(wanted, "state first" if node.op == "Write" else "no rule")
         expected = self._expected(how, node)
         title = f"'{wanted}', merged by {how},"
