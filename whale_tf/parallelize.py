@@ -112,8 +112,8 @@ def _compile(fn: Callable[..., Any], arguments: Arguments, options: Options) -> 
         variants[size] = _variant(step.graph, each, captured, plan, size, dump)
     program = Binder(step.graph, roles, plan, variants).bind()
     dump("bound", program.main, after="bind")
-    check(step.graph, roles, plan, variants, program)
     program = hold_assignments(program)
+    check(step.graph, roles, plan, variants, program)
     dump("held", program.main, after="hold_assignments")
     _warn(
         captured, varying_means(step.graph, roles, step.trace.targets) if plan.parts > 1 and plan.loss == "mean" else ()
@@ -128,6 +128,7 @@ def _compile(fn: Callable[..., Any], arguments: Arguments, options: Options) -> 
             step.captured,
             lambda outputs: _result(step.trace, outputs),
             lambda operation: line_of(step.trace, operation),
+            captured.steps,
         )
     )
 
@@ -168,7 +169,7 @@ def _capture(fn: Callable[..., Any], arguments: Arguments, options: Options) -> 
                 trace = record(
                     fn, arguments.rebuilt, arguments.specs(examples), getattr(fn, "__name__", "step"), on_open
                 )
-            traced[examples] = translate(trace, arguments.batch, f"_{examples}")
+            traced[examples] = translate(trace, arguments.batch, examples)
         return traced[examples]
 
     def sizes_of(shares: Sequence[float], scope: Sequence[Opened]) -> tuple[tuple[int, ...], ...]:
@@ -225,7 +226,7 @@ def _telling_the_size(examples: int, batch: int) -> Iterator[None]:
 
 
 def _looks_per_example(graph: Graph, examples: int) -> bool:
-    return any(graph.type_of(ref).shape[:1] == (examples,) for ref in graph.outputs)
+    return any(len(graph.type_of(ref).shape) > 0 for ref in graph.outputs)
 
 
 def _probe(at: Callable[[int], CapturedStep], examples: int) -> tuple[Graph, int] | None:
@@ -274,8 +275,7 @@ def _cut(
     graph: Graph, roles: Roles, plan: Plan, stage_of: Mapping[str, int], size: int, dump: Dumps
 ) -> Mapping[Key, StageFunction]:
     mean = plan.loss == "mean"
-    scaled = size if mean and plan.parts > 1 else 0
-    how = Cut(plan.micro_batches > 1, mean and not plan.even, plan.schedule == "zero_bubble", scaled)
+    how = Cut(plan.micro_batches > 1, mean and not plan.even, plan.schedule == "zero_bubble", mean and plan.parts > 1)
     parts = cut(graph, roles, stage_of, how)
     for key, part in parts.items():
         dump(f"cut-{key}-{size}", part.graph, after="cut")

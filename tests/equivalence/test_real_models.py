@@ -94,13 +94,6 @@ class Pooled(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
         return self.scores(hidden if hidden.shape.rank == 2 else tf.reduce_mean(hidden, axis=1))
 
 
-class Untouched(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
-    """The logits of a model, as they are."""
-
-    def call(self, outputs: tf.Tensor) -> tf.Tensor:
-        return outputs
-
-
 def application(make: Callable[..., Any], *, training: bool) -> Callable[[Scopes], Training]:
     """A model of keras.applications on 32 × 32 images.
 
@@ -116,7 +109,9 @@ def application(make: Callable[..., Any], *, training: bool) -> Callable[[Scopes
         finally:
             keras.config.set_dtype_policy(usual)
         in_stages(model, scopes.stages)
-        return trained(scopes, model, Untouched(), images(scopes.examples, 32), training=training)
+        return trained(
+            scopes, model, keras.layers.Identity(dtype="float64"), images(scopes.examples, 32), training=training
+        )
 
     return build
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2, tensor_shape_pb2, types_pb2
 
 from whale_tf.ir.graph import DType, Function, Opaque, Shape
@@ -39,6 +40,14 @@ def value_of(value: attr_value_pb2.AttrValue) -> Any:
     if kind in ("i", "f", "b", "s"):
         return getattr(value, kind)
     return Opaque(value.SerializeToString(deterministic=True))
+
+
+def scalar_of(tensor: Any) -> dict[str, float]:
+    """{"scalar": its value} for one real number, as what a constant is known by without TensorFlow; else nothing."""
+    numbers = {types_pb2.DT_INT32, types_pb2.DT_INT64, types_pb2.DT_FLOAT, types_pb2.DT_DOUBLE, types_pb2.DT_HALF}
+    if tensor.dtype not in numbers or any(dim.size != 1 for dim in tensor.tensor_shape.dim):
+        return {}
+    return {"scalar": float(tf.make_ndarray(tensor).item())}
 
 
 def dtype(number: int) -> DType:

@@ -18,6 +18,7 @@ import keras
 import tensorflow as tf
 from tensorflow.python import pywrap_tfe  # private; tried with 2.21
 from tensorflow.python.eager import execute  # private; tried with 2.21
+from tensorflow.python.eager import record as tape_record  # private; tried with 2.21
 from tensorflow.python.eager.polymorphic_function import (
     autograph_util,
     polymorphic_function,
@@ -38,9 +39,10 @@ class Marker:
     Attributes:
       operation: the identity it passes through.
       call: the number of the gradient call, from 1.
-      part: `dense`, or `values` / `indices` of IndexedSlices.
+      part: `dense`, `values` / `indices` of IndexedSlices, or `adjoint`: the gradient that comes back through a dense one.
       partner: for a part of IndexedSlices, the operation of the other part.
       source: the handle of the variable it is a gradient of; None for other tensors.
+      tensor: the (operation, index) of such another tensor; None for a variable.
     """
 
     operation: str
@@ -48,6 +50,7 @@ class Marker:
     part: str
     partner: str
     source: Any
+    tensor: tuple[str, int] | None
 
 
 @dataclass
@@ -217,7 +220,7 @@ def _marking(
         if flat_results and all(value is None for value in flat_results):
             trace.empty_gradients.append(scopes.user_line())
         marked = [
-            None if value is None else _mark(trace, value, call, getattr(source, "handle", None))
+            None if value is None else _mark(trace, value, call, source)
             for value, source in zip(flat_results, flat_sources, strict=True)
         ]
         return tf.nest.pack_sequence_as(result, marked)
@@ -227,17 +230,28 @@ def _marking(
 
 def _mark(trace: Trace, value: Any, call: int, source: Any) -> Any:
     """The gradient behind its marker; the sizes of IndexedSlices are hidden, since accumulation changes them."""
+    handle = getattr(source, "handle", None)
+    tensor = (source.op.name, source.value_index) if isinstance(source, tf.Tensor) else None
     if isinstance(value, tf.IndexedSlices):
         hidden = [None, *value.values.shape[1:]]
         values = tf.compat.v1.placeholder_with_default(value.values, hidden, name=f"gradient_{call}/values")
         indices = tf.compat.v1.placeholder_with_default(value.indices, [None], name=f"gradient_{call}/indices")
-        trace.markers.append(Marker(values.op.name, call, "values", indices.op.name, source))
-        trace.markers.append(Marker(indices.op.name, call, "indices", values.op.name, source))
+        trace.markers.append(Marker(values.op.name, call, "values", indices.op.name, handle, tensor))
+        trace.markers.append(Marker(indices.op.name, call, "indices", values.op.name, handle, tensor))
         return tf.IndexedSlices(values, indices, value.dense_shape)
     if not isinstance(value, tf.Tensor):
         return value
-    marked = tf.identity(value, name=f"gradient_{call}/dense")
-    trace.markers.append(Marker(marked.op.name, call, "dense", "", source))
+    with tape_record.stop_recording():
+        marked = tf.identity(value, name=f"gradient_{call}/dense")
+    trace.markers.append(Marker(marked.op.name, call, "dense", "", handle, tensor))
+
+    def adjoint(upstream: tf.Tensor) -> list[tf.Tensor]:
+        """What scales a gradient scales what is differentiated through it."""
+        passed = tf.identity(upstream, name=f"gradient_{call}/adjoint")
+        trace.markers.append(Marker(passed.op.name, call, "adjoint", "", handle, tensor))
+        return [passed]
+
+    tape_record.record_operation("WhaleMarker", [marked], [value], adjoint)
     return marked
 
 

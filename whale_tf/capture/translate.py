@@ -22,6 +22,7 @@ from whale_tf.capture import attributes
 from whale_tf.capture.record import Marker, Trace
 from whale_tf.capture.variable_ops import RULES, Emit, has_effects, scratch_call
 from whale_tf.ir.graph import DType, Graph, Node, Ref, Shape, TensorType
+from whale_tf.ir.reductions import depends_on_examples, loss_kind
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,15 @@ class CapturedStep:
     trace: Trace
 
 
-def translate(trace: Trace, batch: Sequence[bool], suffix: str = "") -> CapturedStep:
+def translate(trace: Trace, batch: Sequence[bool], examples: int) -> CapturedStep:
     """Turns a trace into a step.
 
     Args:
       trace: what `record` gave.
       batch: for each tensor argument, whether its dim 0 is the batch.
-      suffix: tells the functions of several traces of one step apart.
+      examples: the size of the micro-batch it was traced at.
     """
-    return _Translation(trace, batch, suffix).run()
+    return _Translation(trace, batch, examples).run()
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,10 @@ class BareVariable:
 class _Translation:
     """The state of one translation: where each TensorFlow tensor has gone, and each variable's value so far."""
 
-    def __init__(self, trace: Trace, batch: Sequence[bool], suffix: str) -> None:
+    def __init__(self, trace: Trace, batch: Sequence[bool], examples: int) -> None:
         self.trace = trace
-        self.suffix = suffix
+        self.examples = examples
+        self.suffix = f"_{examples}"
         self.batch = batch
         self.graph_def = trace.graph.as_graph_def()
         self.functions = {function.signature.name: function for function in self.graph_def.library.function}
@@ -117,7 +119,9 @@ class _Translation:
         return CapturedStep(graph, self.variables, tuple(self.captured), self.functions, self.calls, self.trace)
 
     def _roots(self) -> list[str]:
-        return [name for name, _ in self.trace.outputs] + [op.name for op in self.trace.graph.control_outputs]
+        roots = [name for name, _ in self.trace.outputs] + [op.name for op in self.trace.graph.control_outputs]
+        roots += [name for names in self.trace.targets.values() for name in names]
+        return roots + [marker.tensor[0] for marker in self.trace.markers if marker.tensor is not None]
 
     def _translate(self, proto: Any) -> bool:
         """Adds one node; whether it is an effect that must run even if unused."""
@@ -161,32 +165,34 @@ class _Translation:
     def _marker(self, proto: Any, inputs: list[Ref | None], operation: Any) -> None:
         marker: Marker = self.markers[proto.name]
         variable = self.keys.get(id(marker.source))
-        name = (
-            next((key for key, value in self.variables.items() if value is variable), "")
-            if variable is not None
-            else ""
-        )
-        targets = [
-            self.tensors[target, 0].node for target in self.trace.targets[marker.call] if (target, 0) in self.tensors
-        ]
+        names = [key for key, value in self.variables.items() if value is variable]
+        targets = [self.tensors[target, 0] for target in self.trace.targets[marker.call]]
+        so_far = Graph(self.nodes)
+        of_examples = marker.tensor is not None and depends_on_examples(so_far, self.tensors[marker.tensor].node)
         attrs = {
             "call": marker.call,
             "part": marker.part.encode(),
-            "variable": name.encode(),
+            "variable": (names or [""])[0].encode(),
             "partner": marker.partner.encode(),
-            "target": (targets or [""])[0].encode(),
+            "target": loss_kind(so_far, targets[0], self.examples).encode() if targets else b"",
+            "of_examples": of_examples,
         }
         given = self.nodes[inputs[0].node].outputs[inputs[0].index]  # type: ignore[union-attr]
-        self._add(Node(proto.name, "Gradient", (inputs[0],), attrs=attrs, outputs=(given,)))  # type: ignore[arg-type]
+        made_by = self.trace.calls.get(proto.name, 0) if marker.part == "adjoint" else 0
+        node = Node(proto.name, "Gradient", (inputs[0],), attrs=attrs, outputs=(given,), call=made_by)  # type: ignore[arg-type]
+        self._add(node)
 
     def _node(self, proto: Any, operation: Any, inputs: list[Ref]) -> Node:
         call = self.trace.calls.get(proto.name, 0)
         scope = proto.attr["_whale_scope"].s.decode() if "_whale_scope" in proto.attr else ""
+        attrs = attributes.attributes_of(proto.attr)
+        if proto.op == "Const":
+            attrs |= attributes.scalar_of(proto.attr["value"].tensor)
         return Node(
             proto.name,
             proto.op,
             tuple(inputs),
-            attrs=attributes.attributes_of(proto.attr),
+            attrs=attrs,
             outputs=tuple(_type(tensor) for tensor in operation.outputs),
             stateful=operation.op_def.is_stateful,
             scope=scope,

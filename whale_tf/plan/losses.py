@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from whale_tf.errors import Line, PlanError
 from whale_tf.ir.graph import Graph, Node, Ref, Shape
-from whale_tf.plan.reductions import FLOATS, reduction_of
+from whale_tf.ir.reductions import FLOATS, reduction_of
 from whale_tf.plan.roles import Roles
 
 DIVISIONS = frozenset({"RealDiv", "DivNoNan", "Div"})

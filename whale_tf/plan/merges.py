@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 from whale_tf.errors import Line, PlanError, VariableError
 from whale_tf.ir.graph import Graph, Node, Ref
-from whale_tf.plan.reductions import FLOATS, reduction_of
+from whale_tf.ir.reductions import FLOATS, reduction_of
 from whale_tf.plan.roles import Roles, variable_of
 
 
@@ -54,9 +54,14 @@ def decide_merges(
 def _wanted(graph: Graph, roles: Roles) -> Iterator[Ref]:
     for node in graph:
         if roles.per_step(node.name) and node.name not in roles.markers:
-            yield from (ref for ref in node.inputs if roles.per_micro_batch(ref.node))
-    yield from (ref for ref in graph.outputs if roles.per_micro_batch(ref.node))
+            yield from (ref for ref in node.inputs if _differs(graph, roles, ref))
+    yield from (ref for ref in graph.outputs if _differs(graph, roles, ref))
     yield from (Ref(name) for name in graph.effects if graph[name].op == "Write" and roles.per_micro_batch(name))
+
+
+def _differs(graph: Graph, roles: Roles, ref: Ref) -> bool:
+    """Whether micro-batches have values of their own; what a variable had before the first of them is one value."""
+    return roles.per_micro_batch(ref.node) and graph[ref.node].op != "Variable"
 
 
 def _state(graph: Graph, node: Node, replicas: int, line_of: Callable[[str], Line]) -> str:

@@ -18,20 +18,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from whale_tf.ir.graph import Graph, Node, Ref, Shape
-from whale_tf.plan.reductions import FLOATS, reduction_of
+from whale_tf.ir.reductions import FLOATS, RANDOM, is_mean, reduces_examples, reduction_of
 
 FREE = -1
-RANDOM = frozenset(
-    {
-        "RandomUniform", "RandomUniformInt", "RandomStandardNormal", "TruncatedNormal", "RandomShuffle", "Multinomial",
-        "RandomGammaV2", "RandomGamma", "RandomPoissonV2", "ParameterizedTruncatedNormal",
-        "SampleDistortedBoundingBoxV2",
-        "StatelessRandomGetKeyCounter", "StatelessRandomUniform", "StatelessRandomUniformInt", "StatelessRandomNormal",
-        "StatelessTruncatedNormal", "StatelessMultinomial", "StatelessRandomBinomial", "StatelessRandomPoisson",
-        "StatelessRandomGammaV2", "StatelessRandomGammaV3", "StatelessRandomUniformFullInt",
-        "StatelessParameterizedTruncatedNormal", "StatelessShuffle", "StatelessSampleDistortedBoundingBox",
-    }
-)  # fmt: skip
 ACCUMULATED = frozenset({"SUM", "MEAN"})
 
 
@@ -74,15 +63,15 @@ def find_roles(graph: Graph, examples: int = 0) -> Roles:
     Args:
       examples: the size of the micro-batch that the graph was traced at; 0 if nothing in it is a batch.
     """
-    markers = _final_markers(graph, examples)
+    markers = _final_markers(graph)
     once = _accumulated_once(graph, examples)
     per_example = _random_ops_of_examples(graph, markers)
     carried: frozenset[str] = frozenset()
     early: frozenset[str] = frozenset()
     while True:
-        phase, late = _phases(graph, markers, per_example, carried, once, early)
+        phase, late = _phases(graph, markers, per_example, carried, once, early, examples)
         written = {variable_of(n) for n in graph if n.op == "Write" and phase[n.name] >= 0 and phase[n.name] % 2 == 0}
-        demoted = _needed_by_micro(graph, phase, late)
+        demoted = _needed_by_micro(graph, phase, late, markers, once)
         if written <= carried and demoted <= early:
             break
         carried |= written
@@ -91,7 +80,7 @@ def find_roles(graph: Graph, examples: int = 0) -> Roles:
     return Roles(phase, backward, markers, carried, 1 + max((p for p in phase.values()), default=0))
 
 
-def _final_markers(graph: Graph, examples: int) -> frozenset[str]:
+def _final_markers(graph: Graph) -> frozenset[str]:
     """Gradients that are reduced over the examples: not of per-example tensors, and not differentiated again."""
     again = {
         graph[node.twin].call
@@ -101,9 +90,7 @@ def _final_markers(graph: Graph, examples: int) -> frozenset[str]:
     return frozenset(
         node.name
         for node in graph
-        if node.op == "Gradient"
-        and node.attrs["call"] not in again
-        and not (node.outputs[0].shape[:1] == (examples,) and not variable_of(node) and node.attrs["part"] == b"dense")
+        if node.op == "Gradient" and node.attrs["call"] not in again and not node.attrs["of_examples"]
     )
 
 
@@ -172,10 +159,15 @@ def _phases(
     carried: frozenset[str],
     once: frozenset[str],
     early: frozenset[str],
-) -> tuple[dict[str, int], set[str]]:
-    """One sweep; `late` are nodes that could wait until states are merged, `early` those known to be wanted before."""
+    examples: int,
+) -> tuple[dict[str, int], dict[str, bool]]:
+    """One sweep; `late` nodes can wait until values are merged, `early` ones are known to be wanted before.
+
+    What is computed from merged values only, as the accuracy of a metric or the square root of a mean, is late: so it is what
+    one device computes. `late` tells whether it waits for a reduction, and not only for states.
+    """
     phase: dict[str, int] = {}
-    late: set[str] = set()
+    late: dict[str, bool] = {}
     merges: set[str] = set()
     accumulated = {
         variable_of(n) for n in graph if n.op == "Variable" and n.attrs["aggregation"].decode() in ACCUMULATED
@@ -199,16 +191,19 @@ def _phases(
             level = max(0, level + level % 2 if level > 0 else 0)
         elif name in once and _is_micro(level):
             level += 1
+        elif _is_micro(level) and not node.call and (reduces_examples(graph, node, examples) or is_mean(graph, node, examples)):
+            merges.add(name)
         elif level >= 0:
-            level = _meeting(graph, node, phase, level, merges, late, name in early)
+            level = _meeting(graph, node, phase, level, merges, name in early)
             if level % 2 and all(ref.node in merges or not _is_micro(phase[ref.node]) for ref in node.inputs):
-                late.add(name)
+                sources = [ref.node for ref in node.inputs]
+                late[name] = any(late.get(s, s in merges and graph[s].op != "Write") for s in sources)
         phase[name] = level
     return phase, late
 
 
 def _meeting(
-    graph: Graph, node: Node, phase: Mapping[str, int], level: int, merges: set[str], late: set[str], early: bool
+    graph: Graph, node: Node, phase: Mapping[str, int], level: int, merges: set[str], early: bool
 ) -> int:
     """The phase of an ordinary node whose latest input is in phase `level`."""
     micro = [ref for ref in node.inputs if _is_micro(phase[ref.node])]
@@ -237,13 +232,21 @@ def _is_micro(level: int) -> bool:
     return level >= 0 and level % 2 == 0
 
 
-def _needed_by_micro(graph: Graph, phase: Mapping[str, int], late: set[str]) -> frozenset[str]:
-    """Late nodes that a node of an even phase waits for although nothing but merged states made them late."""
+def _needed_by_micro(
+    graph: Graph, phase: Mapping[str, int], late: Mapping[str, bool], markers: frozenset[str], once: frozenset[str]
+) -> frozenset[str]:
+    """Late nodes that a node of an even phase waits for, a gradient, or a variable that each micro-batch is to change."""
     wanted: set[str] = set()
+
+    def waits(name: str, user: str) -> bool:
+        if user in wanted or user in markers:
+            return True
+        if graph[user].op == "Write" and late[name] and user not in once:
+            return True
+        return _is_micro(phase[user]) and phase[user] <= phase[name] + 1
+
     for name in reversed(list(graph.nodes)):
-        if name in late and any(
-            user in wanted or (_is_micro(phase[user]) and phase[user] <= phase[name] + 1) for user in graph.users[name]
-        ):
+        if name in late and any(waits(name, user) for user in graph.users[name]):
             wanted.add(name)
     return frozenset(wanted)
 
@@ -251,7 +254,7 @@ def _needed_by_micro(graph: Graph, phase: Mapping[str, int], late: set[str]) -> 
 def _backward(graph: Graph, phase: Mapping[str, int], markers: frozenset[str]) -> frozenset[str]:
     """Made by a final gradient call and not needed by any forward node (a While's gradient adds to its forward)."""
     calls = {graph[name].attrs["call"] for name in markers}
-    made = {node.name for node in graph if node.call in calls and node.op != "Gradient" and _is_micro(phase[node.name])}
+    made = {node.name for node in graph if node.call in calls and _is_micro(phase[node.name])}
     forward = [node.name for node in graph if _is_micro(phase[node.name]) and node.name not in made]
     needed = graph.ancestors(forward, stop=lambda node: phase[node.name] % 2 == 1)
     return frozenset(made - needed)

@@ -305,14 +305,12 @@ class Binder:
         return Placed(made, device)
 
     def _step_input(self, ref: Ref, device: int) -> Ref:
-        if self.roles.per_micro_batch(ref.node):
+        if self.roles.per_micro_batch(ref.node) and self.graph[ref.node].op != "Variable":
             return self.move(self.merging.value(ref), device)
         return self.step_on(ref, device)
 
     def _output(self, index: int, ref: Ref) -> Placed:
-        if self.roles.per_micro_batch(ref.node) or (
-            self.graph[ref.node].op == "Input" and self.graph[ref.node].attrs["batch"]
-        ):
+        if self.roles.per_micro_batch(ref.node) and self.graph[ref.node].op != "Variable":
             return self.merging.value(ref)
         return Placed(self.step_on(ref, HOST), HOST)
 

@@ -165,17 +165,19 @@ class Correspondence:
             yield f"'{wanted}' is what the step began with, and is merged from what each micro-batch began with"
             return
         how = self.plan.merges.get(wanted, "state first" if node.op == "Write" else "no rule")
-        expected = self._expected(how, node)
+        kind = how.split(" ")[0] if how.startswith("concat") else how
+        expected = self._expected(kind, node)
         title = f"'{wanted}', merged by {how},"
         terms: list[Term] = []
-        by = {"concat": JOINED, "state sum": CHANGED}.get(how, frozenset({FOLDS[how]}) if how in FOLDS else ADDED)
+        kind = how.split(" ")[0] if how.startswith("concat") else how
+        by = {"concat": JOINED, "state sum": CHANGED}.get(kind, frozenset({FOLDS[how]}) if how in FOLDS else ADDED)
         for item in Sum(title, given, self._in_parts(wanted), by).terms(self.calls):
             if isinstance(item, Term):
                 terms.append(item)
             else:
                 yield item
         yield from differences(title, terms, expected)
-        if how == "concat" and [term.part for term in terms] != self.calls.parts:
+        if kind == "concat" and [term.part for term in terms] != self.calls.parts:
             yield f"{title} is not in the order of the examples: {[term.part for term in terms]}"
 
     def _in_parts(self, wanted: Ref) -> dict[Part, Ref]:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from whale_tf.ir.graph import DType, Graph, Node, Ref, Shape, TensorType
-from whale_tf.plan.reductions import reduction_of
 from whale_tf.plan.roles import FREE, Roles, variable_of
 
 BACKWARD_KINDS = frozenset({"B", "I", "W"})
@@ -77,14 +76,13 @@ class Cut:
       accumulate: there are several micro-batches, so sums are handed from one to the next.
       weighted: micro-batches differ in size and the loss is a mean, so each is weighted by its share.
       split_backward: B is split into I and W.
-      examples: the size of the micro-batch, where gradients of per-example tensors have to be scaled to the whole
-        batch; else 0.
+      scale_examples: gradients of per-example tensors are scaled to the whole batch, since the loss is a mean over a part.
     """
 
     accumulate: bool
     weighted: bool
     split_backward: bool
-    examples: int
+    scale_examples: bool
 
 
 def cut(graph: Graph, roles: Roles, stage_of: Mapping[str, int], how: Cut) -> dict[Key, StageFunction]:
@@ -287,10 +285,8 @@ class _Assembly:
 
     def _is_part(self, node: Node) -> bool:
         """Whether it is the gradient of a mean with respect to examples: over a part, it is not yet that over all."""
-        if node.op != "Gradient" or not self.how.examples or node.outputs[0].shape[:1] != (self.how.examples,):
-            return False
-        target = node.attrs["target"].decode()
-        return target in self.graph and reduction_of(self.graph, Ref(target), self.how.examples) == "mean"
+        scaled = node.op == "Gradient" and self.how.scale_examples
+        return bool(scaled and node.attrs["of_examples"] and node.attrs["target"] == b"mean")
 
     def _part_of_mean(self, node: Node, ref: Ref) -> Node:
         kind = node.outputs[0]

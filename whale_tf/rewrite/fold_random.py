@@ -93,7 +93,7 @@ def _folded(node: Node, seed: Ref, kind: TensorType, draw: Ref) -> list[Node]:
     like = node.with_(stateful=False, control=(), op="", inputs=(), attrs={})
 
     def make(suffix: str, op: str, inputs: tuple[Ref, ...], output: TensorType, **attrs: object) -> Node:
-        return like.with_(name=f"{name}/{suffix}", op=op, inputs=inputs, attrs=attrs, outputs=(output,))
+        return like.with_(name=f"{name}/draw_{suffix}", op=op, inputs=inputs, attrs=attrs, outputs=(output,))
 
     number = make("number", "Cast", (draw,), scalar, SrcT=INT32, DstT=kind.dtype, Truncate=False)
     stride = make("stride", "Const", (), pair, dtype=kind.dtype, value=(STRIDE, 0))

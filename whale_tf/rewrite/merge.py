@@ -70,9 +70,10 @@ class Merging:
         if plan.parts == 1:
             return self._part(ref, 0, 0)
         how = plan.merges[ref]
-        if how == "concat":
+        if how.startswith("concat"):
+            dim = int(how.removeprefix("concat") or 0)
             pieces = [binder.move(self._part(ref, r, i), HOST) for r, i in plan.part_order()]
-            return Placed(self._concat(f"{ref}/all", pieces, kind, HOST), HOST)
+            return Placed(self._concat(f"{ref}/all", pieces, kind, HOST, dim), HOST)
         device = self._part(ref, 0, 0).device
         parts = []
         for r, i in plan.part_order():
@@ -122,12 +123,12 @@ class Merging:
             return self.binder.add(f"{name}/total", "AddV2", values, [kind], device, T=kind.dtype)
         return self.binder.add(f"{name}/total", "AddN", values, [kind], device, T=kind.dtype, N=len(values))
 
-    def _concat(self, name: str, values: list[Ref], kind: TensorType, device: int) -> Ref:
+    def _concat(self, name: str, values: list[Ref], kind: TensorType, device: int, dim: int = 0) -> Ref:
         if len(values) == 1:
             return values[0]
-        axis = self.binder.constant(0, DType("int32"), device)
+        axis = self.binder.constant(dim, DType("int32"), device)
         attrs = {"T": kind.dtype, "Tidx": DType("int32"), "N": len(values)}
-        longer = TensorType(kind.dtype, Shape((-1, *kind.shape[1:])))
+        longer = TensorType(kind.dtype, Shape((*kind.shape[:dim], -1, *kind.shape[dim + 1 :])))
         return self.binder.add(name, "ConcatV2", [*values, axis], [longer], device, **attrs)
 
     def _scaled(self, name: str, value: Ref, factor: float, kind: TensorType, device: int) -> Ref:

@@ -34,6 +34,7 @@ class Parts:
       outside: tensors from outside the step, by index.
       result: from the flat outputs to what the step returns.
       line_of: the user's line of an operation.
+      traces: what owns the functions of `library`: TensorFlow forgets them with it.
     """
 
     plan: Plan
@@ -44,6 +45,7 @@ class Parts:
     outside: Sequence[Any]
     result: Callable[[Sequence[tf.Tensor]], Any]
     line_of: Callable[[str], Line]
+    traces: Sequence[Any]
 
 
 class Compiled:
