@@ -7,7 +7,7 @@ import gc
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from whale_tf.annotate.devices import current_cluster
 from whale_tf.annotate.subgroup import Opened
-from whale_tf.capture.record import Position, Restart, Trace, line_of, record
+from whale_tf.capture.record import Restart, Trace, line_of, record
 from whale_tf.capture.translate import CapturedStep, translate
 from whale_tf.errors import BatchError, CaptureError, WhaleError
 from whale_tf.ir import text
@@ -33,6 +33,7 @@ from whale_tf.rewrite.cut import Cut, Key, StageFunction, cut
 from whale_tf.rewrite.fold_random import fold_random
 from whale_tf.rewrite.hold_assignments import hold_assignments
 from whale_tf.rewrite.tell_apart import tell_apart
+from whale_tf.rewrite.whole_batch import depends_on_size, use_whole_batch
 from whale_tf.run.compiled import Compiled, Parts
 from whale_tf.run.signature import Arguments, written_at
 from whale_tf.run.step import Options, Step
@@ -104,6 +105,10 @@ def _compile(fn: Callable[..., Any], arguments: Arguments, options: Options) -> 
     step, examples = captured.steps[0], captured.examples
     dump("captured", step.graph)
     roles = find_roles(step.graph, examples[0])
+    if captured.probe is not None and depends_on_size(step.graph, roles, examples[0]):
+        graph = use_whole_batch(step.graph, roles, captured.probe[0])
+        step, roles = replace(step, graph=graph), find_roles(graph, examples[0])
+        dump("whole_batch", graph, after="use_whole_batch")
     plan = make_plan(step.graph, roles, _facts(captured, options))
     variants = {
         examples[0]: Variant(step.graph, roles, _cut(step.graph, roles, plan, plan.stage_of, examples[0], dump))
@@ -167,7 +172,12 @@ def _capture(fn: Callable[..., Any], arguments: Arguments, options: Options) -> 
         if examples not in traced:
             with _telling_the_size(examples, arguments.examples):
                 trace = record(
-                    fn, arguments.rebuilt, arguments.specs(examples), getattr(fn, "__name__", "step"), on_open
+                    fn,
+                    arguments.rebuilt,
+                    arguments.specs(examples),
+                    getattr(fn, "__name__", "step"),
+                    on_open,
+                    examples=examples,
                 )
             traced[examples] = translate(trace, arguments.batch, examples)
         return traced[examples]
@@ -204,8 +214,8 @@ def _capture(fn: Callable[..., Any], arguments: Arguments, options: Options) -> 
         guess = distinct[0]
     others = [at(size) for size in distinct[1:]]
     probe = None
-    if len(distinct) == 1 and len(sizes) * len(sizes[0]) > 1 and _looks_per_example(step.graph, guess):
-        probe = _probe(at, next((size for size in traced if size != guess), guess + 1))
+    if arguments.examples != distinct[0] and _open_about_size(step.graph, distinct[0]):
+        probe = _probe(at, arguments.examples)
     return Captures((step, *others), tuple(distinct), request, layout, sizes, probe)
 
 
@@ -225,8 +235,11 @@ def _telling_the_size(examples: int, batch: int) -> Iterator[None]:
         raise
 
 
-def _looks_per_example(graph: Graph, examples: int) -> bool:
-    return any(len(graph.type_of(ref).shape) > 0 for ref in graph.outputs)
+def _open_about_size(graph: Graph, examples: int) -> bool:
+    """Whether one size leaves open what follows the batch: outputs with dims, and constants that are as large as it is."""
+    if any(len(graph.type_of(ref).shape) > 0 for ref in graph.outputs):
+        return True
+    return depends_on_size(graph, find_roles(graph, examples), examples)
 
 
 def _probe(at: Callable[[int], CapturedStep], examples: int) -> tuple[Graph, int] | None:
@@ -242,7 +255,9 @@ def _probe(at: Callable[[int], CapturedStep], examples: int) -> tuple[Graph, int
 
 def _facts(captured: Captures, options: Options) -> Facts:
     step = captured.steps[0]
-    other = (captured.steps[1].graph, captured.examples[1]) if len(captured.steps) > 1 else captured.probe
+    other = captured.probe
+    if other is None and len(captured.steps) > 1:
+        other = captured.steps[1].graph, captured.examples[1]
     devices = {name: index for index, name in enumerate(captured.layout.devices)}
     homes = {name: devices.get(getattr(variable.handle, "device", ""), 0) for name, variable in step.variables.items()}
     return Facts(
@@ -304,11 +319,10 @@ def _warn(captured: Captures, varying: Iterable[str]) -> None:
 
 
 def _result(trace: Trace, outputs: Sequence[tf.Tensor]) -> Any:
-    return tf.nest.map_structure(
-        lambda leaf: outputs[leaf.index] if isinstance(leaf, Position) else leaf,
-        trace.structure,
-        expand_composites=True,
-    )
+    remaining = iter(outputs)
+    leaves = tf.nest.flatten(trace.structure, expand_composites=True)
+    values = [next(remaining) if isinstance(leaf, tf.Tensor) else leaf for leaf in leaves]
+    return tf.nest.pack_sequence_as(trace.structure, values, expand_composites=True)
 
 
 def _refuse_another_program(main: Graph, other: Graph, captured: Captures, plan: Plan, size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import tensorflow as tf
@@ -14,6 +15,7 @@ DTYPE_NAMES = {number: name.removeprefix("DT_").lower() for name, number in type
     types_pb2.DT_FLOAT: "float32",
     types_pb2.DT_DOUBLE: "float64",
 }
+FEW = 8
 KEPT_PRIVATE = frozenset({"_lower_using_switch_merge", "_XlaMustCompile", "_gradient_op_type"})
 
 
@@ -42,12 +44,13 @@ def value_of(value: attr_value_pb2.AttrValue) -> Any:
     return Opaque(value.SerializeToString(deterministic=True))
 
 
-def scalar_of(tensor: Any) -> dict[str, float]:
-    """{"scalar": its value} for one real number, as what a constant is known by without TensorFlow; else nothing."""
-    numbers = {types_pb2.DT_INT32, types_pb2.DT_INT64, types_pb2.DT_FLOAT, types_pb2.DT_DOUBLE, types_pb2.DT_HALF}
-    if tensor.dtype not in numbers or any(dim.size != 1 for dim in tensor.tensor_shape.dim):
+def numbers_of(tensor: Any) -> dict[str, tuple[float, ...]]:
+    """{"numbers": …} for a constant of a few real numbers, which is how it is known without TensorFlow; else nothing."""
+    real = {types_pb2.DT_INT32, types_pb2.DT_INT64, types_pb2.DT_FLOAT, types_pb2.DT_DOUBLE, types_pb2.DT_HALF}
+    sizes = [dim.size for dim in tensor.tensor_shape.dim]
+    if tensor.dtype not in real or math.prod(sizes) > FEW:
         return {}
-    return {"scalar": float(tf.make_ndarray(tensor).item())}
+    return {"numbers": tuple(float(number) for number in tf.make_ndarray(tensor).ravel())}
 
 
 def dtype(number: int) -> DType:

@@ -24,6 +24,7 @@ from tensorflow.python.eager.polymorphic_function import (
     polymorphic_function,
 )  # private; tried with 2.21
 from tensorflow.python.framework import func_graph, ops  # private; tried with 2.21
+from tensorflow.python.ops.parallel_for import control_flow_ops  # private; tried with 2.21
 
 from whale_tf.annotate import scopes
 from whale_tf.annotate.subgroup import Opened
@@ -60,13 +61,15 @@ class Trace:
     Attributes:
       graph: TensorFlow's graph; kept for the lines of its operations.
       arguments: for each tensor argument in order, the name of its placeholder.
-      structure: the outputs as the step returned them, with a tensor's position in `outputs` for each tensor.
-      outputs: (operation, index) of each tensor returned.
+      structure: the outputs as the step returned them, with the graph's tensors.
+      outputs: (operation, index) of each tensor returned, those that a ragged or sparse one consists of included.
       markers: gradients, in the order they were returned.
       targets: for each gradient call, the operations of its targets.
       calls: the operations a gradient call made, with its number.
       opened: the scopes, in the order they were opened.
       nested_gradients: lines where a gradient was taken inside control flow.
+      empty_gradients: lines where all gradients of a call were None.
+      depth: how many gradient calls and vectorized loops the trace is inside, while it is made.
     """
 
     graph: func_graph.FuncGraph
@@ -79,13 +82,7 @@ class Trace:
     opened: tuple[Opened, ...] = ()
     nested_gradients: list[Line] = field(default_factory=list)
     empty_gradients: list[Line] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Position:
-    """Stands for output number `index` in the structure of outputs."""
-
-    index: int
+    depth: int = 0
 
 
 class Restart(BaseException):
@@ -98,6 +95,8 @@ def record(
     specs: Sequence[tf.TensorSpec],
     name: str,
     on_open: Callable[[Opened], None] = lambda opened: None,
+    *,
+    examples: int = 0,
 ) -> Trace:
     """Traces `function`.
 
@@ -107,6 +106,7 @@ def record(
       specs: shape and type of each tensor argument, the batch dim being that of one micro-batch.
       name: the step's name.
       on_open: told each scope when it is first opened; may raise Restart.
+      examples: the size of the micro-batch.
     Raises:
       CaptureError, VariableError, ScopeError: the step cannot be traced into one flat graph.
     """
@@ -121,7 +121,7 @@ def record(
         args, kwargs = arguments(placeholders)
         return autograph_util.py_func_from_autograph(function)(*args, **kwargs)
 
-    with TRACING, scopes.recording(on_open) as record_of_scopes, _instrumented(trace):
+    with TRACING, scopes.recording(on_open) as record_of_scopes, _instrumented(trace, examples):
         try:
             func_graph.func_graph_from_py_func(name, body, (), {}, func_graph=graph)
         except WhaleError:
@@ -149,16 +149,9 @@ def line_of(trace: Trace, operation: str) -> Line:
 
 
 def _take_outputs(trace: Trace) -> None:
-    flat: list[tuple[str, int]] = []
-
-    def take(value: Any) -> Any:
-        if not isinstance(value, tf.Tensor):
-            return value
-        flat.append((value.op.name, value.value_index))
-        return Position(len(flat) - 1)
-
-    trace.structure = tf.nest.map_structure(take, trace.graph.structured_outputs, expand_composites=True)
-    trace.outputs = tuple(flat)
+    trace.structure = trace.graph.structured_outputs
+    leaves = tf.nest.flatten(trace.structure, expand_composites=True)
+    trace.outputs = tuple((leaf.op.name, leaf.value_index) for leaf in leaves if isinstance(leaf, tf.Tensor))
 
 
 def _no_gradient(trace: Trace) -> WhaleError:
@@ -171,7 +164,7 @@ def _no_gradient(trace: Trace) -> WhaleError:
 
 
 @contextmanager
-def _instrumented(trace: Trace) -> Iterator[None]:
+def _instrumented(trace: Trace, examples: int) -> Iterator[None]:
     """Wraps TensorFlow's entry points for this thread while it records."""
     thread = threading.get_ident()
 
@@ -183,6 +176,11 @@ def _instrumented(trace: Trace) -> Iterator[None]:
         tape_gradient = tf.GradientTape.gradient
         stack.enter_context(patch(tf.GradientTape, "gradient", _marking(trace, tape_gradient, here, method=True)))
         stack.enter_context(patch(tf, "gradients", _marking(trace, tf.gradients, here, method=False)))
+        jacobian, batch_jacobian = tf.GradientTape.jacobian, tf.GradientTape.batch_jacobian
+        whole = _marking(trace, jacobian, here, method=True)
+        stack.enter_context(patch(tf.GradientTape, "jacobian", _by_example(trace, jacobian, whole, examples, here)))
+        stack.enter_context(patch(tf.GradientTape, "batch_jacobian", _unmarked(trace, batch_jacobian, here)))
+        stack.enter_context(patch(control_flow_ops, "pfor", _unmarked(trace, control_flow_ops.pfor, here)))
         stack.enter_context(patch(execute, "record_gradient", _naming(execute.record_gradient, here)))
         inline = _inlining(polymorphic_function.Function.__call__, here)
         stack.enter_context(patch(polymorphic_function.Function, "__call__", inline))
@@ -198,7 +196,7 @@ def _marking(
     """`gradient` that passes what it returns through marker identities and stamps what it makes."""
 
     def gradient(*args: Any, **kwargs: Any) -> Any:
-        if not here():
+        if not here() or trace.depth:  # inside another call it is a part of that one
             return original(*args, **kwargs)
         graph = ops.get_default_graph()
         if graph is not trace.graph:
@@ -209,7 +207,7 @@ def _marking(
         target = given.get("target", given.get("ys"))
         sources = given.get("sources", given.get("xs"))
         before = len(graph.get_operations())
-        with scopes.paused():
+        with scopes.paused(), _inside(trace):
             result = original(*args, **kwargs)
         call = len(trace.targets) + 1
         made = graph.get_operations()[before:]
@@ -226,6 +224,50 @@ def _marking(
         return tf.nest.pack_sequence_as(result, marked)
 
     return gradient
+
+
+def _by_example(
+    trace: Trace,
+    original: Callable[..., Any],
+    marking: Callable[..., Any],
+    examples: int,
+    here: Callable[[], bool],
+) -> Callable[..., Any]:
+    """`jacobian` that marks what it returns, except of one value per example: that is ordinary per-example code."""
+    unmarked = _unmarked(trace, original, here)
+
+    def jacobian(self: Any, target: Any, sources: Any, *args: Any, **kwargs: Any) -> Any:
+        if not here() or not target.shape.rank or target.shape[0] != examples:
+            return marking(self, target, sources, *args, **kwargs)
+        with scopes.paused():
+            result = unmarked(self, target, sources, *args, **kwargs)
+        for source, value in zip(tf.nest.flatten(sources), tf.nest.flatten(result), strict=True):
+            if value is not None:
+                value.set_shape(target.shape.concatenate(source.shape))  # TensorFlow does so only where it runs eagerly
+        return result
+
+    return jacobian
+
+
+def _unmarked(trace: Trace, original: Callable[..., Any], here: Callable[[], bool]) -> Callable[..., Any]:
+    """A function whose own gradient calls are not marked: it vectorizes them, or makes one result of many."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not here():
+            return original(*args, **kwargs)
+        with _inside(trace):
+            return original(*args, **kwargs)
+
+    return call
+
+
+@contextmanager
+def _inside(trace: Trace) -> Iterator[None]:
+    trace.depth += 1
+    try:
+        yield
+    finally:
+        trace.depth -= 1
 
 
 def _mark(trace: Trace, value: Any, call: int, source: Any) -> Any:

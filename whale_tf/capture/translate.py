@@ -115,7 +115,7 @@ class _Translation:
             if self._translate(node):
                 effects.append(node.name)
         outputs = [self.tensors[tensor] for tensor in self.trace.outputs]
-        graph = Graph.of(self.nodes.values(), outputs, [*self.writes.values(), *effects]).pruned()
+        graph = _with_written(Graph.of(self.nodes.values(), outputs, [*self.writes.values(), *effects]))
         return CapturedStep(graph, self.variables, tuple(self.captured), self.functions, self.calls, self.trace)
 
     def _roots(self) -> list[str]:
@@ -187,7 +187,7 @@ class _Translation:
         scope = proto.attr["_whale_scope"].s.decode() if "_whale_scope" in proto.attr else ""
         attrs = attributes.attributes_of(proto.attr)
         if proto.op == "Const":
-            attrs |= attributes.scalar_of(proto.attr["value"].tensor)
+            attrs |= attributes.numbers_of(proto.attr["value"].tensor)
         return Node(
             proto.name,
             proto.op,
@@ -244,6 +244,15 @@ class _Translation:
         self.nodes[node.name] = node
         for index in range(max(1, len(node.outputs))):
             self.tensors[node.name, index] = Ref(node.name, index)
+
+
+def _with_written(graph: Graph) -> Graph:
+    """Without what nothing needs; a variable that is written stays known, though nothing reads it."""
+    pruned = graph.pruned()
+    written = {node.attrs["variable"] for node in pruned if node.op == "Write"}
+    first = [node for node in graph if node.op == "Variable" and node.attrs["variable"] in written]
+    nodes = {node.name: node for node in (*first, *pruned)}
+    return Graph(nodes, pruned.outputs, pruned.effects)
 
 
 PASS_THROUGH = frozenset({"Identity", "IdentityN", "StopGradient", "PreventGradient", "Snapshot"})

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from whale_tf.ir.graph import BOUNDARY_OPS, Graph, Node, Ref
+from whale_tf.ir.graph import BOUNDARY_OPS, Graph, Node, Ref, Shape
 
 FLOATS = frozenset({"float16", "bfloat16", "float32", "float64"})
 REDUCTIONS: Mapping[str, str] = MappingProxyType(
-    {"Sum": "sum", "L2Loss": "sum", "Mean": "mean", "Max": "max", "Min": "min", "Prod": "prod", "All": "all", "Any": "any"}
+    {
+        "Sum": "sum",
+        "L2Loss": "sum",
+        "Mean": "mean",
+        "Max": "max",
+        "Min": "min",
+        "Prod": "prod",
+        "All": "all",
+        "Any": "any",
+    }
 )
 RANDOM = frozenset(
     {
@@ -38,12 +47,15 @@ def reduction_of(graph: Graph, ref: Ref, examples: int, other: tuple[Graph, int]
     dim = batch_dim(graph, ref, examples, other)
     if dim is not None:
         return f"concat {dim}" if dim else "concat"
+    if other is not None and ref.node in other[0] and other[0].type_of(ref).shape != graph.type_of(ref).shape:
+        return ""
     node = graph[ref.node]
     while node.op in SAME_VALUE:
         node = graph[node.inputs[0].node]
     if node.op in REDUCTIONS and reduces_examples(graph, node, examples, other):
         return REDUCTIONS[node.op]
-    return "mean" if graph.type_of(ref).dtype in FLOATS else ""
+    kind = graph.type_of(ref)
+    return "mean" if kind.dtype in FLOATS and kind.shape == Shape() else ""
 
 
 def reduces_examples(graph: Graph, node: Node, examples: int, other: tuple[Graph, int] | None = None) -> bool:
@@ -93,6 +105,22 @@ def loss_kind(graph: Graph, ref: Ref, examples: int) -> str:
     return "mean"
 
 
+def accumulates(graph: Graph, node: Node, variable: str) -> bool:
+    """Whether a node adds to the value of a variable something that does not depend on it.
+
+    Args:
+      variable: the node of the variable's first value.
+    """
+    if node.op != "AddV2":
+        return False
+    values = {variable} | {
+        n.name for n in graph if n.op == "Write" and n.attrs["variable"] == graph[variable].attrs["variable"]
+    }
+    own = [ref for ref in node.inputs if ref.node in values]
+    terms = [ref for ref in node.inputs if ref.node not in values]
+    return len(own) == 1 and variable not in graph.ancestors(ref.node for ref in terms)
+
+
 def depends_on_examples(graph: Graph, name: str) -> bool:
     """Whether a node is computed from the batch, or drawn at random."""
     nodes = (graph[ancestor] for ancestor in graph.ancestors([name]))
@@ -104,8 +132,8 @@ def constant(graph: Graph, ref: Ref) -> float | None:
     node = graph[ref.node]
     while node.op == "Cast":
         node = graph[node.inputs[0].node]
-    value = node.attrs.get("scalar")
-    return None if value is None else float(value)
+    numbers = node.attrs.get("numbers", ())
+    return float(numbers[0]) if len(numbers) == 1 else None
 
 
 def batch_dim(graph: Graph, ref: Ref, examples: int, other: tuple[Graph, int] | None = None) -> int | None:
@@ -114,6 +142,8 @@ def batch_dim(graph: Graph, ref: Ref, examples: int, other: tuple[Graph, int] | 
     With another size to compare, it is the one dim that grows with the batch; without, dim 0 if it is as long as the batch.
     """
     shape = graph.type_of(ref).shape
+    if shape[:1] == (-1,):
+        return 0
     if other is None or ref.node not in other[0]:
         return 0 if shape[:1] == (examples,) else None
     there = other[0].type_of(ref).shape

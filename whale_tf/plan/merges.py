@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 from whale_tf.errors import Line, PlanError, VariableError
 from whale_tf.ir.graph import Graph, Node, Ref
-from whale_tf.ir.reductions import FLOATS, reduction_of
+from whale_tf.ir.reductions import FLOATS, accumulates, reduction_of
 from whale_tf.plan.roles import Roles, variable_of
 
 
@@ -67,7 +67,10 @@ def _differs(graph: Graph, roles: Roles, ref: Ref) -> bool:
 def _state(graph: Graph, node: Node, replicas: int, line_of: Callable[[str], Line]) -> str:
     start = next(n for n in graph if n.op == "Variable" and variable_of(n) == variable_of(node))
     aggregation, kind = start.attrs["aggregation"].decode(), node.outputs[0]
-    if aggregation == "SUM":
+    made_by = graph[node.inputs[0].node]
+    if aggregation != "ONLY_FIRST_REPLICA" and made_by.op in ("Maximum", "Minimum"):
+        return f"state {made_by.op.lower()}"
+    if aggregation == "SUM" or (aggregation == "NONE" and accumulates(graph, made_by, start.name)):
         return "state sum"
     if aggregation == "ONLY_FIRST_REPLICA" or replicas == 1:
         return "state first"

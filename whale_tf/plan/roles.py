@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from whale_tf.ir.graph import Graph, Node, Ref, Shape
-from whale_tf.ir.reductions import FLOATS, RANDOM, is_mean, reduces_examples, reduction_of
+from whale_tf.ir.reductions import FLOATS, RANDOM, accumulates, is_mean, reduces_examples, reduction_of
 
 FREE = -1
 ACCUMULATED = frozenset({"SUM", "MEAN"})
@@ -90,7 +90,7 @@ def _final_markers(graph: Graph) -> frozenset[str]:
     return frozenset(
         node.name
         for node in graph
-        if node.op == "Gradient" and node.attrs["call"] not in again and not node.attrs["of_examples"]
+        if node.op == "Gradient" and node.attrs["call"] not in again and not node.attrs.get("of_examples")
     )
 
 
@@ -104,24 +104,26 @@ def _accumulated_once(graph: Graph, examples: int) -> frozenset[str]:
         variable_of(n) for n in graph if n.op == "Variable" and n.attrs["aggregation"].decode() in ACCUMULATED
     }
     last = False
-    behind = _reachable(graph, [node.name for node in graph if node.op == "Gradient"]) if accumulated else set()
-    batch = (
-        _reachable(graph, [node.name for node in graph if node.op == "Input" and node.attrs["batch"]])
-        if accumulated
-        else set()
-    )
+    behind = _reachable(graph, [node.name for node in graph if node.op == "Gradient"])
+    batch = _reachable(graph, [node.name for node in graph if node.op == "Input" and node.attrs["batch"]])
+    starts = {variable_of(node): node.name for node in graph if node.op == "Variable"}
     for node in graph:
-        if node.op != "Write" or variable_of(node) not in accumulated:
+        if node.op != "Write" or not (accumulated or batch):
             continue
         added = graph[node.inputs[0].node]
         terms = [ref for ref in added.inputs if graph[ref.node].op not in ("Variable", "Write")]
-        if added.op == "AddV2" and len(terms) == 1 and terms[0].node in behind:
-            last = True
-        elif added.op == "AddV2" and len(terms) == 1 and terms[0].node in batch:
-            last = graph.type_of(terms[0]).shape == Shape() and reduction_of(graph, terms[0], examples) == "mean"
-        elif added.op != "AddV2" or len(terms) != 1:
-            last = False
-        if last:
+        summed = variable_of(node) in accumulated
+        if added.op != "AddV2" or len(terms) != 1:
+            last = last and not summed
+        elif terms[0].node in behind:
+            last = last or summed
+        elif terms[0].node in batch:
+            mean = graph.type_of(terms[0]).shape == Shape() and reduction_of(graph, terms[0], examples) == "mean"
+            if summed:
+                last = mean
+            elif mean and accumulates(graph, added, starts[variable_of(node)]):
+                once.update((added.name, node.name))
+        if last and summed:
             once.update((added.name, node.name))
     return frozenset(once)
 
@@ -169,9 +171,8 @@ def _phases(
     phase: dict[str, int] = {}
     late: dict[str, bool] = {}
     merges: set[str] = set()
-    accumulated = {
-        variable_of(n) for n in graph if n.op == "Variable" and n.attrs["aggregation"].decode() in ACCUMULATED
-    }
+    starts = {variable_of(node): node.name for node in graph if node.op == "Variable"}
+    accumulated = {name for name, start in starts.items() if graph[start].attrs["aggregation"].decode() in ACCUMULATED}
     for node in graph:
         name, op = node.name, node.op
         inputs = [phase[ref.node] for ref in node.inputs]
@@ -181,8 +182,11 @@ def _phases(
         elif op == "Variable":
             level = 0 if variable_of(node) in carried else FREE
         elif op == "Write":
+            source, start = node.inputs[0].node, starts[variable_of(node)]
             if level == FREE and variable_of(node) in accumulated and name not in once:
-                level = 0
+                level = 0 if start in graph.ancestors([source]) else FREE
+            elif source in merges and graph[source].op != "Write" and start not in graph.ancestors([source]):
+                level += 1
             if _is_micro(level):
                 merges.add(name)
         elif name in markers:
@@ -191,20 +195,24 @@ def _phases(
             level = max(0, level + level % 2 if level > 0 else 0)
         elif name in once and _is_micro(level):
             level += 1
-        elif _is_micro(level) and not node.call and (reduces_examples(graph, node, examples) or is_mean(graph, node, examples)):
+        elif (
+            _is_micro(level)
+            and not node.call
+            and (reduces_examples(graph, node, examples) or is_mean(graph, node, examples))
+        ):
             merges.add(name)
         elif level >= 0:
             level = _meeting(graph, node, phase, level, merges, name in early)
-            if level % 2 and all(ref.node in merges or not _is_micro(phase[ref.node]) for ref in node.inputs):
+            if level % 2 and all(
+                s in merges or s in late or phase[s] == FREE for s in {ref.node for ref in node.inputs}
+            ):
                 sources = [ref.node for ref in node.inputs]
                 late[name] = any(late.get(s, s in merges and graph[s].op != "Write") for s in sources)
         phase[name] = level
     return phase, late
 
 
-def _meeting(
-    graph: Graph, node: Node, phase: Mapping[str, int], level: int, merges: set[str], early: bool
-) -> int:
+def _meeting(graph: Graph, node: Node, phase: Mapping[str, int], level: int, merges: set[str], early: bool) -> int:
     """The phase of an ordinary node whose latest input is in phase `level`."""
     micro = [ref for ref in node.inputs if _is_micro(phase[ref.node])]
     if not micro:
@@ -237,12 +245,13 @@ def _needed_by_micro(
 ) -> frozenset[str]:
     """Late nodes that a node of an even phase waits for, a gradient, or a variable that each micro-batch is to change."""
     wanted: set[str] = set()
+    starts = {variable_of(node): node.name for node in graph if node.op == "Variable"}
 
     def waits(name: str, user: str) -> bool:
         if user in wanted or user in markers:
             return True
         if graph[user].op == "Write" and late[name] and user not in once:
-            return True
+            return starts[variable_of(graph[user])] in graph.ancestors([name])
         return _is_micro(phase[user]) and phase[user] <= phase[name] + 1
 
     for name in reversed(list(graph.nodes)):

@@ -7,8 +7,9 @@ it is used there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from whale_tf.errors import InternalError
@@ -76,7 +77,18 @@ class Binder:
             for size, variant in self.variants.items()
             for function in variant.functions.values()
         }
-        return Program(main, names, self.plan.layout.devices, self.plan.inline)
+        return Program(main, names, self.plan.layout.devices, self.inline)
+
+    @cached_property
+    def inline(self) -> bool:
+        """Whether calls may be dissolved: what is no plain value stays on the device where it was made.
+
+        A table is used on the host even where a replica is elsewhere, which only a call keeps apart; and TensorFlow puts all
+        that handles one list of a loop on one device, its forward and backward.
+        """
+        functions = [function for variant in self.variants.values() for function in variant.functions.values()]
+        passed = (graph.type_of(ref) for graph in (function.graph for function in functions) for ref in _passed(graph))
+        return self.plan.inline and all(kind.dtype not in NO_VALUES for kind in passed)
 
     def name_of(self, key: Key, size: int) -> str:
         """The name of a stage function for one size of micro-batch."""
@@ -159,7 +171,7 @@ class Binder:
             "phase": phase,
         }
         call = self.add(name, "Call", inputs, kinds, device, **attrs).node
-        if not self.plan.inline and device in self.last_call:
+        if not self.inline and device in self.last_call:
             self.nodes[call] = self.nodes[call].with_(control=(self.last_call[device],))
         self.last_call[device] = call
         for index, ref in enumerate(function.results):
@@ -344,4 +356,11 @@ class Binder:
         return self.step_on(Ref(node.name), device)
 
 
+def _passed(graph: Graph) -> Iterator[Ref]:
+    """What a stage function takes and gives."""
+    yield from (Ref(node.name) for node in graph if node.op == "Argument")
+    yield from graph.outputs
+
+
 BOUNDARY = frozenset({"Input", "Variable", "Captured", "Handle", "Write"})
+NO_VALUES = frozenset({"resource", "variant"})

@@ -170,7 +170,9 @@ class Correspondence:
         title = f"'{wanted}', merged by {how},"
         terms: list[Term] = []
         kind = how.split(" ")[0] if how.startswith("concat") else how
-        by = {"concat": JOINED, "state sum": CHANGED}.get(kind, frozenset({FOLDS[how]}) if how in FOLDS else ADDED)
+        extreme = frozenset({kind.removeprefix("state ").capitalize()})
+        found_by = {"state maximum": extreme, "state minimum": extreme, "concat": JOINED, "state sum": CHANGED}
+        by = found_by.get(kind, frozenset({FOLDS[how]}) if how in FOLDS else ADDED)
         for item in Sum(title, given, self._in_parts(wanted), by).terms(self.calls):
             if isinstance(item, Term):
                 terms.append(item)
@@ -196,6 +198,8 @@ class Correspondence:
             return {(0, last): 1.0}
         if how == "state mean":
             return {(r, last): self.plan.share(r) for r in replicas}
+        if how in ("state maximum", "state minimum"):
+            return {(r, last): 1.0 for r in replicas}
         if how == "state sum":
             return {**{(r, last): 1.0 for r in replicas}, variable_of(node): 1.0 - len(replicas)}
         return {part: weight if how == "mean" else 1.0 for part, weight in self.calls.weights.items()}

@@ -286,7 +286,7 @@ class _Assembly:
     def _is_part(self, node: Node) -> bool:
         """Whether it is the gradient of a mean with respect to examples: over a part, it is not yet that over all."""
         scaled = node.op == "Gradient" and self.how.scale_examples
-        return bool(scaled and node.attrs["of_examples"] and node.attrs["target"] == b"mean")
+        return bool(scaled and node.attrs.get("of_examples") and node.attrs.get("target") == b"mean")
 
     def _part_of_mean(self, node: Node, ref: Ref) -> Node:
         kind = node.outputs[0]

@@ -110,6 +110,12 @@ class Merging:
         if how == "state mean":
             scaled = [self._scaled(name, value, plan.share(r), kind, device) for r, value in enumerate(values)]
             return Placed(self._add_n(name, scaled, kind, device), device)
+        if how in ("state maximum", "state minimum"):
+            extreme = values[0]
+            for value in values[1:]:
+                op = how.removeprefix("state ").capitalize()
+                extreme = binder.add(f"{name}/{how[6:]}", op, [extreme, value], [kind], device, T=kind.dtype)
+            return Placed(extreme, device)
         before = binder.step_on(binder.variable(variable_of(node)), device)
         changes = [
             binder.add(f"{name}/change", "Sub", [value, before], [kind], device, T=kind.dtype) for value in values

@@ -84,7 +84,7 @@ class Compiled:
         try:
             return self._run(lowered, tensors)
         except tf.errors.OpError as error:
-            vague = isinstance(error, tf.errors.CancelledError) or (self.plan.inline and self.plan.parts > 1)
+            vague = isinstance(error, tf.errors.CancelledError) or (self.program.inline and self.plan.parts > 1)
             cause = (self._cause(tensors) if vague else None) or error
             raise run_error(cause, self.parts) from cause
 
