@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import warnings
@@ -15,14 +16,16 @@ import tensorflow as tf
 
 from whale_tf.annotate.devices import current_cluster
 from whale_tf.annotate.subgroup import Opened
-from whale_tf.capture.record import Restart, Trace, line_of, record
+from whale_tf.capture.outside import Outside
+from whale_tf.capture.record import Restart, Trace, composites, line_of, record
 from whale_tf.capture.translate import CapturedStep, translate
 from whale_tf.errors import BatchError, CaptureError, WhaleError
 from whale_tf.ir import text
 from whale_tf.ir.graph import Graph
 from whale_tf.ir.verify import verify
+from whale_tf.plan.composites import Composite
 from whale_tf.plan.layout import Layout, Request, cut_batch, lay_out, read_scopes
-from whale_tf.plan.losses import varying_means
+from whale_tf.plan.losses import coupled_examples
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.planner import Facts, make_plan
 from whale_tf.plan.roles import Roles, find_roles
@@ -32,6 +35,7 @@ from whale_tf.rewrite.check import check
 from whale_tf.rewrite.cut import Cut, Key, StageFunction, cut
 from whale_tf.rewrite.fold_random import fold_random
 from whale_tf.rewrite.hold_assignments import hold_assignments
+from whale_tf.rewrite.split_gradients import split_gradients
 from whale_tf.rewrite.tell_apart import tell_apart
 from whale_tf.rewrite.whole_batch import depends_on_size, use_whole_batch
 from whale_tf.run.compiled import Compiled, Parts
@@ -76,15 +80,15 @@ def function(
 
     def make(fn: Callable[..., Any]) -> Step:
         options.check(fn)
-        return Step(fn, options, compile_step)
+        return Step(fn, options, functools.partial(compile_step, told=set()))
 
     return make if fn is None else make(fn)
 
 
-def compile_step(fn: Callable[..., Any], arguments: Arguments, options: Options) -> Compiled:
-    """Makes a step ready to run for one signature."""
+def compile_step(fn: Callable[..., Any], arguments: Arguments, options: Options, told: set[str]) -> Compiled:
+    """Makes a step ready to run for one signature; a warning that is in `told` is not repeated."""
     with _without_collection():
-        return _compile(fn, arguments, options)
+        return _compile(fn, arguments, options, told)
 
 
 @contextlib.contextmanager
@@ -99,7 +103,7 @@ def _without_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _compile(fn: Callable[..., Any], arguments: Arguments, options: Options) -> Compiled:
+def _compile(fn: Callable[..., Any], arguments: Arguments, options: Options, told: set[str]) -> Compiled:
     dump = Dumps(os.environ.get(DUMP_VARIABLE))
     captured = _capture(fn, arguments, options)
     step, examples = captured.steps[0], captured.examples
@@ -120,9 +124,13 @@ def _compile(fn: Callable[..., Any], arguments: Arguments, options: Options) -> 
     program = hold_assignments(program)
     check(step.graph, roles, plan, variants, program)
     dump("held", program.main, after="hold_assignments")
-    _warn(
-        captured, varying_means(step.graph, roles, step.trace.targets) if plan.parts > 1 and plan.loss == "mean" else ()
-    )
+    averaged = plan.parts > 1 and plan.loss == "mean"
+    for warning in _warnings(
+        captured, coupled_examples(step.graph, roles, examples[0], step.trace.targets) if averaged else ()
+    ):
+        if warning not in told:
+            warnings.warn(warning, stacklevel=2)
+            told.add(warning)
     return Compiled(
         Parts(
             plan,
@@ -167,6 +175,7 @@ def _capture(fn: Callable[..., Any], arguments: Arguments, options: Options) -> 
     """
     cluster = current_cluster()
     traced: dict[int, CapturedStep] = {}
+    outside = Outside()
 
     def at(examples: int, on_open: Callable[[Opened], None] = lambda opened: None) -> CapturedStep:
         if examples not in traced:
@@ -179,7 +188,8 @@ def _capture(fn: Callable[..., Any], arguments: Arguments, options: Options) -> 
                     on_open,
                     examples=examples,
                 )
-            traced[examples] = translate(trace, arguments.batch, examples)
+            step = translate(trace, arguments.batch, examples, outside)
+            traced[examples] = replace(step, graph=split_gradients(step.graph)) if options.loss == "sum" else step
         return traced[examples]
 
     def sizes_of(shares: Sequence[float], scope: Sequence[Opened]) -> tuple[tuple[int, ...], ...]:
@@ -270,6 +280,7 @@ def _facts(captured: Captures, options: Options) -> Facts:
         other,
         lambda operation: line_of(step.trace, operation),
         step.trace.targets,
+        tuple(Composite(*each) for each in composites(step.trace)),
     )
 
 
@@ -301,21 +312,17 @@ def _cut(
     return parts
 
 
-def _warn(captured: Captures, varying: Iterable[str]) -> None:
+def _warnings(captured: Captures, varying: Iterable[str]) -> Iterator[str]:
     layout, request = captured.layout, captured.request
     for name in varying:
-        warnings.warn(
-            f"'{name}' divides the loss by a count that differs between micro-batches, so the step trains on a mean of "
-            f"their means (at {line_of(captured.steps[0].trace, name)}); divide by a constant for the numbers of one device",
-            stacklevel=2,
+        yield (
+            f"'{name}' takes examples together inside the loss, and each micro-batch has only its own: the step trains with "
+            f"other numbers than one device (at {line_of(captured.steps[0].trace, name)})"
         )
     if layout.idle and request.stages and request.replica is None:
         used = {place for row in layout.places for place in row}
         idle = [name.rsplit("device:")[-1] for index, name in enumerate(layout.devices) if index not in used]
-        warnings.warn(
-            f"{len(idle)} devices are left idle ({', '.join(idle)}): put replica() around the stages to use them",
-            stacklevel=2,
-        )
+        yield f"{len(idle)} devices are left idle ({', '.join(idle)}): put replica() around the stages to use them"
 
 
 def _result(trace: Trace, outputs: Sequence[tf.Tensor]) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tests.equivalence.cases_stages import embedding
-from tests.equivalence.harness import Case, Scopes, Training
+from tests.equivalence.harness import Case, Layout, Scopes, Training
 from tests.equivalence.models import (
     CLASSES,
     WIDTH,
@@ -154,6 +154,82 @@ def recompute_grad(scopes: Scopes) -> Training:
     return Training(step, classified(scopes.examples), [*first, *blocks])
 
 
+def recomputing_custom_gradient(scopes: Scopes) -> Training:
+    """A block whose own gradient takes one of a forward that it computes again, with a tape of its own."""
+    blocks = classifier()
+
+    @tf.custom_gradient
+    def recomputed(h: tf.Tensor) -> Any:
+        def backward(upstream: tf.Tensor, variables: Any = None) -> Any:
+            with tf.GradientTape() as tape:
+                tape.watch(h)
+                again = blocks[1](h)
+            of_h, *of_weights = tape.gradient(again, [h, *variables], output_gradients=upstream)
+            return of_h, of_weights
+
+        return blocks[1](h), backward
+
+    def forward(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        return cross_entropy(y, scopes.through([blocks[0], recomputed, *blocks[2:]], x))
+
+    return training_of(scopes, blocks, forward, classified(scopes.examples))
+
+
+def jacobian_of_the_loss(scopes: Scopes) -> Training:
+    """tape.jacobian in the place of tape.gradient: of one number they are the same."""
+    blocks = classifier()
+    variables = variables_of(blocks)
+
+    def step(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape, scopes.replica:
+            loss = cross_entropy(y, scopes.through(blocks, x))
+        descend(variables, tape.jacobian(loss, variables))
+        return loss
+
+    return Training(step, classified(scopes.examples), blocks)
+
+
+def contractive(scopes: Scopes) -> Training:
+    """A penalty on each example's Jacobian of the last block, and that Jacobian as an output."""
+    blocks = classifier()
+    variables = variables_of(blocks)
+
+    def step(x: tf.Tensor, y: tf.Tensor) -> Any:
+        with tf.GradientTape() as tape, scopes.replica:
+            h = scopes.through(blocks[:3], x)
+            with scopes.stage_of(3):
+                with tf.GradientTape() as inner:
+                    inner.watch(h)
+                    logits = tf.tanh(blocks[3](h))
+                jacobian = inner.batch_jacobian(logits, h)
+                loss = cross_entropy(y, logits) + tf.reduce_mean(jacobian**2)
+        descend(variables, tape.gradient(loss, variables))
+        return loss, jacobian
+
+    return Training(step, classified(scopes.examples), blocks)
+
+
+def gradients_of_each_example(scopes: Scopes) -> Training:
+    """DP-SGD: the gradient of each example is clipped before the mean, by tape.jacobian and by tf.vectorized_map."""
+    first, second = (tf.Variable(np.random.normal(size=(WIDTH, CLASSES)).astype(np.float32)) for _ in range(2))
+
+    def of_one(example: Any) -> tf.Tensor:
+        x, y = example
+        with tf.GradientTape() as tape:
+            loss = cross_entropy(y[tf.newaxis], x[tf.newaxis] @ second)
+        return tf.clip_by_norm(tape.gradient(loss, second), 1.0)
+
+    def step(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape, scopes.replica:
+            losses = cross_entropies(y, x @ first)
+        clipped = tf.clip_by_norm(tape.jacobian(losses, first), 1.0, axes=[1, 2])
+        first.assign_sub(0.1 * tf.reduce_mean(clipped, axis=0))
+        second.assign_sub(0.1 * tf.reduce_mean(tf.vectorized_map(of_one, (x, y)), axis=0))
+        return tf.reduce_mean(losses)
+
+    return Training(step, classified(scopes.examples), [first, second])
+
+
 def slices(scopes: Scopes) -> Training:
     """An Embedding whose gradient stays slices up to the optimizer, with words that occur twice."""
     table, blocks = embedding(), [dense(WIDTH), dense(WIDTH), dense(CLASSES, activation=None)]
@@ -224,6 +300,10 @@ CASES = (
     Case(adversarial_hidden),
     Case(custom_gradient),
     Case(recompute_grad),
+    Case(recomputing_custom_gradient),
+    Case(jacobian_of_the_loss),
+    Case(contractive),
+    Case(gradients_of_each_example, layouts=(Layout(),)),
     Case(slices),
     Case(scattered_slices),
     Case(nested_function),

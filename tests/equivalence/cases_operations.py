@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tests.equivalence.cases_stages import embedding
-from tests.equivalence.harness import Case, Scopes, Training
+from tests.equivalence.harness import Case, Layout, Scopes, Training
 from tests.equivalence.models import (
     CLASSES,
     LENGTH,
@@ -42,6 +42,20 @@ def lookup_table(scopes: Scopes) -> Training:
 
     texts = [np.array(vocabulary)[batch].astype(object) for batch in words(scopes.examples)]
     return training_of(scopes, [table, *blocks], forward, list(zip(texts, labels(scopes.examples), strict=True)))
+
+
+def large_constant(scopes: Scopes) -> Training:
+    """A fixed projection of more than a megabyte that stands in the step as an array."""
+    projection = np.random.default_rng(4).normal(scale=0.1, size=(WIDTH, 40_000)).astype(np.float32)
+    blocks = [dense(WIDTH), dense(WIDTH), dense(CLASSES, activation=None)]
+
+    def projected(x: tf.Tensor) -> tf.Tensor:
+        return tf.tanh(x @ projection)[:, :WIDTH] + tf.reduce_mean(projection, axis=1)
+
+    def forward(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        return cross_entropy(y, scopes.through([projected, *blocks], x))
+
+    return training_of(scopes, blocks, forward, classified(scopes.examples))
 
 
 def checks(scopes: Scopes) -> Training:
@@ -205,6 +219,13 @@ def images_of_changing_size(scopes: Scopes) -> Training:
 
 CASES = (
     Case(lookup_table),
+    Case(
+        lookup_table,
+        layouts=(Layout(replicas=2), Layout(replicas=4, stages=2, examples=13)),
+        name="lookup_table_without_micro_batches",
+    ),
+    Case(large_constant),
+    Case(large_constant, layouts=(Layout(replicas=2, micro_batches=2, examples=13),), name="large_constant_in_uneven_parts"),
     Case(checks),
     Case(attention_layer),
     Case(complex_numbers),

@@ -71,9 +71,10 @@ def pipeline(
     """Two stages on two devices in each replica."""
     places = tuple((2 * replica, 2 * replica + 1) for replica in range(len(shares)))
     layout = Layout(shares, ("encoder", "1"), places, DEVICES, len(DEVICES) - 2 * len(shares))
-    graph = parse_graph(TRAINING)
-    given_facts = facts(layout, cut_batch(examples, shares, micro_batches, ["x"]), schedule=schedule)
-    return make_plan(graph, find_roles(graph, 4), given_facts)
+    sizes = cut_batch(examples, shares, micro_batches, ["x"])
+    largest = max(map(max, sizes))
+    graph = parse_graph(TRAINING.replace("[4", f"[{largest}"))
+    return make_plan(graph, find_roles(graph, largest), facts(layout, sizes, schedule=schedule))
 
 
 def one_device(text: str = TRAINING) -> Plan:

@@ -44,8 +44,8 @@ graph step(out: loss, z, n1) effects(u0, u1) {
   da = MatMul(dz, w1) {transpose_b=true} : float32[BATCH,2]  @call=1 @twin=z
   dh = ReluGrad(da, a) : float32[BATCH,2]  @call=1 @twin=a
   d0 = MatMul(x, dh) {transpose_a=true} : float32[3,2]  @call=1 @twin=h
-  g0 = Gradient(d0) {call=1, part=b"dense", variable=b"w0", partner=b"", target=b"loss"} : float32[3,2]
-  g1 = Gradient(d1) {call=1, part=b"dense", variable=b"w1", partner=b"", target=b"loss"} : float32[2,1]
+  g0 = Gradient(d0) {call=1, part=b"dense", variable=b"w0", partner=b"", target=b"mean"} : float32[3,2]
+  g1 = Gradient(d1) {call=1, part=b"dense", variable=b"w1", partner=b"", target=b"mean"} : float32[2,1]
   s0 = Mul(g0, rate) : float32[3,2]
   s1 = Mul(g1, rate) : float32[2,1]
   n0 = Sub(w0, s0) : float32[3,2]
@@ -65,8 +65,8 @@ graph step(out: loss) effects(u) {
   loss = Mean(rows, zero) : float32[]
   VALUES
   flat = Reshape(ids, zero) : int32[BATCH]  @call=1 @twin=rows
-  gv = Gradient(dv) {call=1, part=b"values", variable=b"e", partner=b"gi", target=b"loss"} : float32[BATCH,2]
-  gi = Gradient(flat) {call=1, part=b"indices", variable=b"e", partner=b"gv", target=b"loss"} : int32[BATCH]
+  gv = Gradient(dv) {call=1, part=b"values", variable=b"e", partner=b"gi", target=b"mean"} : float32[BATCH,2]
+  gi = Gradient(flat) {call=1, part=b"indices", variable=b"e", partner=b"gv", target=b"mean"} : int32[BATCH]
   n = TensorScatterSub(e, gi, gv) : float32[9,2]
   u = Write(n) {variable=b"e"} : float32[9,2]
 }
@@ -148,7 +148,7 @@ def spread(
 ) -> Spread:
     """A step over `replicas` x `stages` devices; four examples in each micro-batch unless it is said otherwise."""
     if loss == "sum":
-        text = text.replace("loss = Mean", "loss = Sum")
+        text = text.replace("loss = Mean", "loss = Sum").replace('b"mean"', 'b"sum"')
     examples = examples or 4 * replicas * micro_batches
     scopes = tuple(Opened(f"s{j}", "stage", f"s{j}", "", Line("train.py", j + 1)) for j in range(stages))
     places = tuple(tuple(range(r * stages, (r + 1) * stages)) for r in range(replicas))
@@ -175,7 +175,7 @@ def _variant(main: Graph, text: str, size: int, plan: Plan, request: Request) ->
     numbers = {scope.key: index for index, scope in enumerate(request.stages)}
     stage_of = assign_stages(graph, roles, numbers, len(plan.layout.stages), lambda name: Line("train.py", 1))
     mean = plan.loss == "mean"
-    scaled = size if mean and plan.parts > 1 else 0
+    scaled = mean and plan.parts > 1
     how = Cut(plan.micro_batches > 1, mean and not plan.even, plan.schedule == "zero_bubble", scaled)
     functions = cut(graph, roles, stage_of, how)
     if plan.parts > 1:

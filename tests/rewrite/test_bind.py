@@ -21,6 +21,13 @@ graph step(out: y) {
   y = Mul(x, noise) : float32[BATCH,2]
 }
 """
+PASSED = """
+graph step(out: y) {
+  x = Input() {index=0, batch=true} : float32[BATCH]
+  t = Captured() {index=0} : KIND[]
+  y = Mix(x, t) : float32[BATCH]
+}
+"""
 COUNTED = """
 graph step(out: y) effects(c2) {
   x = Input() {index=0, batch=true} : float32[BATCH]
@@ -68,6 +75,13 @@ def test_one_micro_batch_needs_no_order_but_the_datas() -> None:
     program = spread(replicas=2, stages=2)
     assert program.program.inline
     assert all(not node.control for node in program.find("Call"))
+
+
+@pytest.mark.parametrize(("kind", "inline"), [("float32", True), ("resource", False), ("variant", False)])
+def test_calls_that_pass_what_is_no_value_are_not_dissolved(kind: str, inline: bool) -> None:
+    program = spread(PASSED.replace("KIND", kind), replicas=2)
+    assert program.program.inline is inline
+    assert calls(program, 1) == ["r1/0F0"]
 
 
 @given(replicas=st.integers(1, 3), stages=st.integers(1, 2), micro_batches=st.integers(1, 3))

@@ -15,9 +15,9 @@ from whale_tf.ir.verify import verify
 from whale_tf.plan.roles import find_roles
 from whale_tf.rewrite.cut import Cut, Key, Source, StageFunction, cut
 
-ONE = Cut(accumulate=False, weighted=False, split_backward=False, examples=0)
-SEVERAL = Cut(accumulate=True, weighted=False, split_backward=False, examples=0)
-UNEVEN = Cut(accumulate=True, weighted=True, split_backward=False, examples=0)
+ONE = Cut(accumulate=False, weighted=False, split_backward=False, scale_examples=False)
+SEVERAL = Cut(accumulate=True, weighted=False, split_backward=False, scale_examples=False)
+UNEVEN = Cut(accumulate=True, weighted=True, split_backward=False, scale_examples=False)
 STAGES = {"h": 0, "a": 0, "z": 1, "loss": 1, "dz": 1, "d1": 1, "da": 1, "dh": 0, "d0": 0, "g0": 0, "g1": 1}
 
 # A count that every micro-batch adds to, a print before and after it, and a draw.
@@ -184,7 +184,7 @@ def test_a_carried_variable_comes_from_the_micro_batch_before() -> None:
 
 
 def test_split_backward_puts_first_what_an_earlier_stage_waits_for() -> None:
-    _, parts = functions(Cut(True, False, True, 0))
+    _, parts = functions(Cut(True, False, True, False))
     assert {str(key): kept(part) for key, part in parts.items() if key.kind in "IW"} == {
         "0W": ["dh", "d0", "g0/sum"],
         "1I": ["dz", "da"],

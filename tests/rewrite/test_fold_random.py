@@ -72,11 +72,11 @@ def test_the_number_of_the_micro_batch_is_added_to_the_seed() -> None:
     assert print_graph(changed.graph, "0F").splitlines()[3:] == [
         '  shape = Const() {value=opaque"AA=="} : int32[2]',
         "  argument/draw/ = Argument() {index=2} : int32[]",
-        "  noise/number = Cast(argument/draw/) {SrcT=int32, DstT=int64, Truncate=false} : int64[]",
-        f"  noise/stride = Const() {{dtype=int64, value=({STRIDE}, 0)}} : int64[2]",
-        "  noise/offset = Mul(noise/number, noise/stride) {T=int64} : int64[2]",
-        "  noise/seed = AddV2(argument/1, noise/offset) {T=int64} : int64[2]",
-        "  noise = StatelessRandomUniform(shape, noise/seed) {dtype=float32, T=int32, Tseed=int64} : float32[4,2]",
+        "  noise/draw_number = Cast(argument/draw/) {SrcT=int32, DstT=int64, Truncate=false} : int64[]",
+        f"  noise/draw_stride = Const() {{dtype=int64, value=({STRIDE}, 0)}} : int64[2]",
+        "  noise/draw_offset = Mul(noise/draw_number, noise/draw_stride) {T=int64} : int64[2]",
+        "  noise/draw_seed = AddV2(argument/1, noise/draw_offset) {T=int64} : int64[2]",
+        "  noise = StatelessRandomUniform(shape, noise/draw_seed) {dtype=float32, T=int32, Tseed=int64} : float32[4,2]",
         "  y = Mul(argument/0, noise) : float32[4,2]",
         "}",
     ]
@@ -87,8 +87,8 @@ def test_the_number_of_the_micro_batch_is_added_to_the_seed() -> None:
 def test_part_zero_draws_what_one_device_would() -> None:
     """All that is added to the seed is a multiple of the micro-batch's number."""
     graph = folded(SEEDED).graph
-    assert graph["noise/seed"].inputs == (Ref("argument/1"), Ref("noise/offset"))
-    assert (graph["noise/offset"].op, graph["noise/offset"].inputs[0]) == ("Mul", Ref("noise/number"))
+    assert graph["noise/draw_seed"].inputs == (Ref("argument/1"), Ref("noise/draw_offset"))
+    assert (graph["noise/draw_offset"].op, graph["noise/draw_offset"].inputs[0]) == ("Mul", Ref("noise/draw_number"))
 
 
 @pytest.mark.parametrize("text", [CONSTANT, COUNTER], ids=["draw", "key and counter"])
@@ -102,8 +102,8 @@ def test_draws_of_one_function_share_the_number_and_not_the_seed() -> None:
     again = "  more = StatelessRandomNormal(shape, argument/1) {dtype=float32} : float32[4,2]\n  y = "
     changed = folded(SEEDED.replace("  y = ", again))
     assert changed.arguments.count(Source("draw")) == 1
-    assert changed.graph["noise"].inputs[1] == Ref("noise/seed")
-    assert changed.graph["more"].inputs[1] == Ref("more/seed")
+    assert changed.graph["noise"].inputs[1] == Ref("noise/draw_seed")
+    assert changed.graph["more"].inputs[1] == Ref("more/draw_seed")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_draw_from_a_hidden_counter_becomes_one_from_a_seed_of_the_step(op: st
     node = changed.graph["noise"]
     assert node.op == STATELESS[op]
     assert not node.stateful
-    assert node.inputs[SEEDS[node.op]] == Ref("noise/seed")
+    assert node.inputs[SEEDS[node.op]] == Ref("noise/draw_seed")
     assert len(node.inputs) == 2 + more.count(",")
     assert not {"seed", "seed2", "Tout"} & set(node.attrs)
     assert node.attrs["Tseed"] == DType("int32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -189,6 +190,19 @@ def test_a_stage_of_several_devices() -> None:
     )
     with pytest.warns(UserWarning, match="7 devices are left idle"):
         check_refused(whale.PlanError, message, lambda: step(batch(), 2), lambda: step(batch(), 1))
+
+
+def test_idle_devices_are_told_once_for_a_step() -> None:
+    def idle(x: Any) -> Any:
+        with whale.stage():
+            return tf.reduce_mean(x)
+
+    for step in (whale.function(idle), whale.function(idle)):
+        with pytest.warns(UserWarning, match="7 devices are left idle"):
+            step(batch(8))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            step(batch(4))  # another trace
 
 
 @pytest.mark.parametrize("loop", ["while_loop", "autograph"])

@@ -31,6 +31,7 @@ from whale_tf.annotate.subgroup import Opened
 from whale_tf.errors import CaptureError, Line, VariableError, WhaleError
 
 TRACING = threading.RLock()
+COMPOSITES = (tf.RaggedTensor, tf.SparseTensor, tf.IndexedSlices)
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,19 @@ def line_of(trace: Trace, operation: str) -> Line:
         except (KeyError, ValueError):
             operation = operation.rpartition("/")[0]
     return Line("<unknown>", 0)
+
+
+def composites(trace: Trace) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The outputs whose tensors mean something only together, with their positions in `outputs`."""
+    position = {output: index for index, output in enumerate(trace.outputs)}
+    waiting = tf.nest.flatten(trace.structure)
+    while waiting:
+        leaf = waiting.pop(0)
+        if isinstance(leaf, tf.experimental.ExtensionType):
+            waiting += tf.nest.flatten(vars(leaf))
+        elif isinstance(leaf, COMPOSITES):
+            tensors = [each for each in tf.nest.flatten(leaf, expand_composites=True) if each is not None]
+            yield type(leaf).__name__, tuple(position[each.op.name, each.value_index] for each in tensors)
 
 
 def _take_outputs(trace: Trace) -> None:

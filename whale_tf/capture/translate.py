@@ -19,6 +19,7 @@ from typing import Any
 import tensorflow as tf
 
 from whale_tf.capture import attributes
+from whale_tf.capture.outside import Outside, is_large
 from whale_tf.capture.record import Marker, Trace
 from whale_tf.capture.variable_ops import RULES, Emit, has_effects, scratch_call
 from whale_tf.ir.graph import DType, Graph, Node, Ref, Shape, TensorType
@@ -33,7 +34,7 @@ class CapturedStep:
       graph: outputs are the tensors the step returns; effects are the last Write of each variable and what leaves the
         step.
       variables: the user's variables by the name they have in `graph`.
-      captured: tensors from outside, by the index of `Captured` and `Handle` nodes.
+      captured: tensors from outside, by the index of `Captured` and `Handle` nodes; those of all traces of the step.
       functions: TensorFlow's bodies of control flow and of calls that stay calls, by name.
       calls: whale's own: the bodies of operations that run on scratch variables, by name.
       trace: where it came from.
@@ -41,21 +42,22 @@ class CapturedStep:
 
     graph: Graph
     variables: dict[str, Any]
-    captured: tuple[Any, ...]
+    captured: Sequence[Any]
     functions: dict[str, Any]
     calls: dict[str, Graph]
     trace: Trace
 
 
-def translate(trace: Trace, batch: Sequence[bool], examples: int) -> CapturedStep:
+def translate(trace: Trace, batch: Sequence[bool], examples: int, outside: Outside) -> CapturedStep:
     """Turns a trace into a step.
 
     Args:
       trace: what `record` gave.
       batch: for each tensor argument, whether its dim 0 is the batch.
       examples: the size of the micro-batch it was traced at.
+      outside: what the step's traces so far take from outside; added to.
     """
-    return _Translation(trace, batch, examples).run()
+    return _Translation(trace, batch, examples, outside).run()
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,9 @@ class BareVariable:
 class _Translation:
     """The state of one translation: where each TensorFlow tensor has gone, and each variable's value so far."""
 
-    def __init__(self, trace: Trace, batch: Sequence[bool], examples: int) -> None:
+    def __init__(self, trace: Trace, batch: Sequence[bool], examples: int, outside: Outside) -> None:
         self.trace = trace
+        self.outside = outside
         self.examples = examples
         self.suffix = f"_{examples}"
         self.batch = batch
@@ -96,7 +99,6 @@ class _Translation:
         self.variables: dict[str, Any] = {}
         self.current: dict[str, Ref] = {}
         self.writes: dict[str, str] = {}
-        self.captured: list[Any] = []
         self.captures = {placeholder.op.name: external for external, placeholder in trace.graph.captures}
         self.markers = {marker.operation: marker for marker in trace.markers}
 
@@ -116,7 +118,7 @@ class _Translation:
                 effects.append(node.name)
         outputs = [self.tensors[tensor] for tensor in self.trace.outputs]
         graph = _with_written(Graph.of(self.nodes.values(), outputs, [*self.writes.values(), *effects]))
-        return CapturedStep(graph, self.variables, tuple(self.captured), self.functions, self.calls, self.trace)
+        return CapturedStep(graph, self.variables, self.outside.tensors, self.functions, self.calls, self.trace)
 
     def _roots(self) -> list[str]:
         roots = [name for name, _ in self.trace.outputs] + [op.name for op in self.trace.graph.control_outputs]
@@ -141,6 +143,9 @@ class _Translation:
             return False
         if proto.op in PASS_THROUGH:
             self.tensors.update({(proto.name, index): ref for index, ref in enumerate(inputs) if ref is not None})
+            return False
+        if proto.op == "Const" and is_large(proto.attr["value"].tensor, self.examples):
+            self._boundary(proto.name, "Captured", index=self.outside.index_of_constant(proto.attr["value"].tensor))
             return False
         node = self._node(proto, operation, [ref for ref in inputs if ref is not None])
         self._add(node)
@@ -233,8 +238,7 @@ class _Translation:
             self.current[key] = Ref(node_name)
             return
         op = "Handle" if external.dtype in (tf.resource, tf.variant) else "Captured"
-        self.captured.append(external)
-        self._boundary(name, op, index=len(self.captured) - 1)
+        self._boundary(name, op, index=self.outside.index_of(external))
 
     def _boundary(self, name: str, op: str, **attrs: Any) -> None:
         operation = self.trace.graph.get_operation_by_name(name)

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from whale_tf.errors import Line, PlanError
 from whale_tf.ir.graph import Graph, Node, Ref, Shape
-from whale_tf.ir.reductions import FLOATS, reduction_of
+from whale_tf.ir.reductions import FLOATS, is_mean, reduces_examples, reduction_of
 from whale_tf.plan.roles import Roles
 
-DIVISIONS = frozenset({"RealDiv", "DivNoNan", "Div"})
+LINEAR = frozenset({"Add", "AddV2", "AddN", "Sub", "Neg", "Cast", "Reshape", "Squeeze", "ExpandDims"})
+ONE_LINEAR = frozenset({"Mul", "RealDiv", "DivNoNan", "Div"})
+STEPS_TO_AN_AVERAGE = 6
 
 
 def refuse_wrong_losses(
@@ -51,18 +53,43 @@ def refuse_wrong_losses(
             )
 
 
-def varying_means(graph: Graph, roles: Roles, targets: Mapping[int, Sequence[str]]) -> Iterator[str]:
-    """The divisions in the losses whose divisor is counted from the examples."""
-    for name in _differentiated(graph, roles, targets):
-        stack, seen = [name], set[str]()
-        while stack:
-            node = graph[stack.pop()]
-            if node.name in seen or not roles.per_micro_batch(node.name) or not _scalar(node):
-                continue
-            seen.add(node.name)
-            if node.op in DIVISIONS and roles.per_micro_batch(node.inputs[1].node):
+def coupled_examples(graph: Graph, roles: Roles, examples: int, targets: Mapping[int, Sequence[str]]) -> Iterator[str]:
+    """Where the losses relate examples to each other in a way that parts of the batch cannot: each does so among its own.
+
+    That is a function of means or sums that is not linear, as the root of a mean or a division by a count of the examples, and a
+    reduction over the examples that goes back into per-example values. One that a moving average is made of is the exception:
+    the statistics of BatchNormalization are those of a micro-batch by definition.
+    """
+    losses = [name for name in _differentiated(graph, roles, targets) if name in graph]
+    stack, seen = list(losses), set[str]()
+    while stack:
+        node = graph[stack.pop()]
+        inputs = [ref.node for ref in node.inputs if roles.phase[ref.node] >= 0]
+        if node.name in seen or not inputs or not _scalar(node):
+            continue
+        seen.add(node.name)
+        if reduces_examples(graph, node, examples) or is_mean(graph, node, examples):
+            continue
+        if node.op in LINEAR or (node.op in ONE_LINEAR and len(inputs) == 1):
+            stack.extend(inputs)
+        elif all(_scalar(graph[name]) for name in inputs):
+            yield node.name
+    needed = graph.ancestors(losses)
+    for node in graph:
+        if node.name in needed and not node.call and reduces_examples(graph, node, examples) and _is_float(node):
+            if roles.per_micro_batch(node.name) and _goes_back(graph, node):
                 yield node.name
-            stack.extend(ref.node for ref in node.inputs)
+
+
+def _goes_back(graph: Graph, node: Node) -> bool:
+    """Whether a reduction over the examples is used by values with dims, and makes no moving average."""
+    users, back = [graph[name] for name in graph.users[node.name]], False
+    for _ in range(STEPS_TO_AN_AVERAGE):
+        if any(user.op == "Write" for user in users):
+            return False
+        back = back or any(not user.call and any(kind.shape for kind in user.outputs) for user in users)
+        users = [graph[name] for user in users for name in graph.users[user.name]]
+    return back
 
 
 def _differentiated(graph: Graph, roles: Roles, targets: Mapping[int, Sequence[str]]) -> list[str]:
@@ -70,7 +97,7 @@ def _differentiated(graph: Graph, roles: Roles, targets: Mapping[int, Sequence[s
     markers = [graph[name] for name in roles.markers]
     inner = {node.attrs["call"] for node in markers if graph[node.inputs[0].node].call not in (0, node.attrs["call"])}
     calls = sorted({node.attrs["call"] for node in markers} - inner)
-    return [name for call in calls for name in targets[call] if name in graph and roles.per_micro_batch(name)]
+    return [name for call in calls for name in targets[call] if name in graph and roles.phase[name] >= 0]
 
 
 def _kind(graph: Graph, roles: Roles, name: str, examples: int) -> str:
@@ -83,5 +110,9 @@ def _kind(graph: Graph, roles: Roles, name: str, examples: int) -> str:
     return "mean" if averaged and roles.per_micro_batch(node.inputs[0].node) else ""
 
 
+def _is_float(node: Node) -> bool:
+    return bool(node.outputs) and node.outputs[0].dtype in FLOATS
+
+
 def _scalar(node: Node) -> bool:
-    return bool(node.outputs) and node.outputs[0].shape == Shape() and node.outputs[0].dtype in FLOATS
+    return bool(node.outputs) and node.outputs[0].shape == Shape() and _is_float(node)

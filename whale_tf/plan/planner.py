@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from whale_tf.errors import Line
 from whale_tf.ir.graph import Graph
 from whale_tf.plan.check_schedule import check_grid
+from whale_tf.plan.composites import Composite, refuse_cut_composites
 from whale_tf.plan.layout import Layout, Request
 from whale_tf.plan.losses import refuse_wrong_losses
 from whale_tf.plan.merges import decide_merges
@@ -41,6 +42,7 @@ class Facts:
       other: the step traced at another size of micro-batch, with the size; None if there is none.
       line_of: the user's line of an operation.
       targets: for each gradient call, the operations it differentiates.
+      composites: the outputs that consist of several tensors.
     """
 
     request: Request
@@ -52,6 +54,7 @@ class Facts:
     other: tuple[Graph, int] | None
     line_of: Callable[[str], Line]
     targets: Mapping[int, tuple[str, ...]]
+    composites: tuple[Composite, ...] = ()
 
 
 def make_plan(graph: Graph, roles: Roles, facts: Facts) -> Plan:
@@ -67,6 +70,7 @@ def make_plan(graph: Graph, roles: Roles, facts: Facts) -> Plan:
     if parts > 1:
         refuse_wrong_losses(graph, roles, facts.loss, largest, facts.targets, facts.line_of)
         refuse_inner_reductions(graph, roles, facts.line_of)
+        refuse_cut_composites(graph, roles, facts.composites, facts.line_of)
     if parts > 1 or stages > 1:
         refuse_own_data(graph, facts.line_of)
     refuse_losses_outside_stages(graph, roles, facts.request.stages, facts.targets, facts.line_of)

@@ -201,6 +201,8 @@ def _phases(
             and (reduces_examples(graph, node, examples) or is_mean(graph, node, examples))
         ):
             merges.add(name)
+        elif level % 2 and level > 0 and node.call and op != "Gradient":
+            level += 1  # backward code of a later round: its shapes are those of a micro-batch
         elif level >= 0:
             level = _meeting(graph, node, phase, level, merges, name in early)
             if level % 2 and all(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from whale_tf.ir.graph import Graph, Node, Ref
 from whale_tf.plan.roles import FREE, Roles
 
-BOUNDARY = frozenset({"Input", "Variable", "Captured", "Handle", "Write", "Gradient"})
+BOUNDARY = frozenset({"Input", "Variable", "Handle", "Write", "Gradient"})
 
 
 def tell_apart(graph: Graph, other: Graph, roles: Roles, size: int) -> Graph:

@@ -17,7 +17,7 @@ def depends_on_size(graph: Graph, roles: Roles, examples: int) -> bool:
     """Whether something that runs once per step may hold the size of the micro-batch: a constant that is as large."""
     if examples < 2:
         return False
-    wanted = [node.name for node in graph if _once_per_step(roles, node)] + [ref.node for ref in graph.outputs]
+    wanted = [*_once_per_step(graph, roles), *(ref.node for ref in graph.outputs)]
     wanted = [name for name in wanted if not roles.per_micro_batch(name)]
     cone = graph.ancestors(wanted, stop=lambda node: roles.per_micro_batch(node.name))
     return any(examples in graph[name].attrs.get("numbers", ()) for name in cone if graph[name].op == "Const")
@@ -29,6 +29,7 @@ def use_whole_batch(graph: Graph, roles: Roles, whole: Graph) -> Graph:
     Args:
       whole: the step traced at the whole batch.
     """
+    once = _once_per_step(graph, roles)
     differs: dict[str, bool] = {}
     nodes: dict[str, Node] = {}
 
@@ -69,13 +70,20 @@ def use_whole_batch(graph: Graph, roles: Roles, whole: Graph) -> Graph:
         return Ref(f"{ref.node}/whole", ref.index)
 
     for node in graph:
-        if _once_per_step(roles, node):
+        if node.name in once:
             node = node.with_(inputs=tuple(replaced(ref) for ref in node.inputs))
         nodes[node.name] = node
     return Graph(nodes, tuple(replaced(ref) for ref in graph.outputs), graph.effects)
 
 
-def _once_per_step(roles: Roles, node: Node) -> bool:
-    return (roles.per_step(node.name) and node.name not in roles.markers) or (
-        node.op == "Write" and roles.phase[node.name] == FREE
-    )
+def _once_per_step(graph: Graph, roles: Roles) -> set[str]:
+    """What runs once per step and is used so: not what a later round's micro-batches take."""
+    once: set[str] = set()
+    for name in reversed(list(graph.nodes)):
+        node = graph[name]
+        if roles.per_step(name) and name not in roles.markers:
+            if all(user in once or user in roles.markers or graph[user].op == "Write" for user in graph.users[name]):
+                once.add(name)
+        elif node.op == "Write" and roles.phase[name] == FREE:
+            once.add(name)
+    return once

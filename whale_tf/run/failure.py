@@ -6,6 +6,10 @@ TensorFlow's message names functions and nodes of the program that ran:
          [[{{node GatherV2}}]]           the operation
          [[r1/1F2]]                      the call it failed in: replica 1, stage 1, forward of micro-batch 2
 
+Of a call that was dissolved, what Grappler made anew has the call before its name, and no function:
+
+         [[{{node r1/0F0/dense/MatMul}}]]        also {{node Func/r1/0F0/output/_3}}: what the call took or gave
+
 If several devices failed, there is such a block for each, after `(0) INVALID_ARGUMENT:`; those that were only
 cancelled are passed over.
 """
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
 ROOT = re.compile(r"^  \(\d+\) ([A-Z_]+): ", re.MULTILINE)
 NODE = re.compile(r"\{\{node ([^}]+)\}\}")
 CALL = re.compile(r"\[\[r(\d+)/(\d+)([FBIW])(\d+)(?:p\d+)?\]\]")
+DISSOLVED = re.compile(r"\{\{(?:colocation_)?node (?:Func/)?r(\d+)/(\d+)([FBIW])(\d+)(?:p\d+)?/([^}]+)\}\}")
 FUNCTION = re.compile(r"\{\{function_node whale_\d+_(\d+)([FBIW])")
 PHASES = {"F": "forward", "B": "backward", "I": "input gradients", "W": "weight gradients"}
 
@@ -35,7 +40,8 @@ PHASES = {"F": "forward", "B": "backward", "I": "input gradients", "W": "weight 
 def run_error(error: tf.errors.OpError, parts: Parts) -> RunError:
     """The failure with the user's line; also an instance of the class of `error`."""
     block = _root(error.message or str(error))
-    found = NODE.findall(block)
+    dissolved = DISSOLVED.search(block)
+    found = [dissolved[5]] if dissolved else NODE.findall(block)
     name = found[0].split("/_")[0] if found else ""
     details = [f"{type(error).__name__} in '{name}'" if name else type(error).__name__]
     place = _place(block, parts)
@@ -67,7 +73,7 @@ def _root(message: str) -> str:
 def _place(block: str, parts: Parts) -> str:
     """Which part of the step failed: `replica 1, stage 0, forward of micro-batch 2: examples 12 to 15 of 16`."""
     plan = parts.plan
-    call, function = CALL.search(block), FUNCTION.search(block)
+    call, function = DISSOLVED.search(block) or CALL.search(block), FUNCTION.search(block)
     if function is None and call is None:
         return "in the update, which runs once per step" if NODE.search(block) else ""
     stage, kind = (call[2], call[3]) if call else (function[1], function[2])  # type: ignore[index]  # one of the two is there

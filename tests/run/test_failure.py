@@ -1,0 +1,70 @@
+"""Failures as TensorFlow tells them, of calls that were dissolved into the main graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tensorflow as tf
+
+import whale_tf as whale
+from tests.run.mistakes import Source, batch, weights
+from whale_tf.run.compiled import Parts
+from whale_tf.run.failure import run_error
+
+
+def parts_of_a_step() -> Parts:
+    """Those of a step of two replicas with two stages each, whose calls are dissolved."""
+    whale.init(4)
+    variables = weights()
+
+    @whale.function
+    def step(x: Any) -> Any:
+        with tf.GradientTape() as tape, whale.replica(2):
+            with whale.stage():
+                h = tf.matmul(x, variables[0], name="first")
+            with whale.stage():
+                loss = tf.reduce_mean(tf.matmul(h, variables[1], name="second"))
+        for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True):
+            variable.assign_sub(0.1 * gradient)
+        return loss
+
+    step.prepare(batch(8))
+    parts: Parts = step.compiled.parts
+    assert parts.program.inline
+    return parts
+
+
+@pytest.fixture
+def parts() -> Parts:
+    return parts_of_a_step()
+
+
+@pytest.mark.parametrize(
+    ("node", "operation", "place", "code"),
+    [
+        ("r1/0F0/first", "first", "replica 1, stage 0, forward: examples 4 to 7 of 8", "h = tf.matmul"),
+        ("r0/1F0/second", "second", "replica 0, stage 1, forward: examples 0 to 3 of 8", "loss = tf.reduce_mean"),
+        ("r1/1B0/gradient_tape/second/MatMul", "gradient_tape/second/MatMul",
+         "replica 1, stage 1, backward: examples 4 to 7 of 8", "loss = tf.reduce_mean"),
+    ],
+)  # fmt: skip
+def test_a_node_of_a_dissolved_call_tells_its_call_and_its_line(
+    parts: Parts, node: str, operation: str, place: str, code: str
+) -> None:
+    message = "{{function_node whale_7_main}} not to be done\n\t [[{{node %s}}]] [Op:whale_7_main]" % node
+    error = run_error(tf.errors.InvalidArgumentError(None, None, message), parts)
+    line = Source(parts_of_a_step).at(code)
+    assert str(error) == (
+        "not to be done.\n"
+        f"  InvalidArgumentError in '{operation}'\n"
+        f"  {place}, counted from 0\n"
+        f"  at {line}\n"
+        "  The variables are as before this call, and the next one runs normally."
+    )
+
+
+def test_what_a_dissolved_call_took_or_gave_tells_its_call(parts: Parts) -> None:
+    message = "cannot be placed: {{colocation_node Func/r1/0F0/output/_3}} and {{colocation_node Func/r1/0B0/input/_9}}"
+    error = run_error(tf.errors.InvalidArgumentError(None, None, message), parts)
+    assert "  replica 1, stage 0, forward: examples 4 to 7 of 8, counted from 0\n" in str(error)
