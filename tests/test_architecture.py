@@ -28,7 +28,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rewrite": {"ir", "plan"},
     "run": {"ir", "plan", "rewrite"},
     "save": {"ir", "plan", "run"},
-    "parallelize": {"annotate", "capture", "ir", "plan", "rewrite", "run"},
+    "parallelize": {"annotate", "capture", "ir", "plan", "rewrite", "run", "traces"},
+    "traces": {"annotate", "capture", "ir", "plan", "rewrite", "run"},
 }
 WITHOUT_TENSORFLOW = {"errors", "ir", "plan", "rewrite", "annotate.cluster", "annotate.subgroup"}
 TENSORFLOW = {"tensorflow", "keras", "keras_hub"}

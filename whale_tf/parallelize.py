@@ -8,23 +8,18 @@ import gc
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, overload
 
 import tensorflow as tf
 
-from whale_tf.annotate.devices import current_cluster
-from whale_tf.annotate.subgroup import Opened
-from whale_tf.capture.outside import Outside
-from whale_tf.capture.record import Restart, Trace, composites, line_of, record
-from whale_tf.capture.translate import CapturedStep, translate
-from whale_tf.errors import BatchError, CaptureError, WhaleError
-from whale_tf.ir import text
+from whale_tf.capture.record import Trace, composites, line_of
+from whale_tf.capture.translate import CapturedStep
+from whale_tf.errors import CaptureError
+from whale_tf.ir.dumps import Dumps
 from whale_tf.ir.graph import Graph
-from whale_tf.ir.verify import verify
 from whale_tf.plan.composites import Composite
-from whale_tf.plan.layout import Layout, Request, cut_batch, lay_out, read_scopes
+from whale_tf.plan.layout import read_scopes
 from whale_tf.plan.losses import coupled_examples
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.planner import Facts, make_plan
@@ -35,12 +30,12 @@ from whale_tf.rewrite.check import check
 from whale_tf.rewrite.cut import Cut, Key, StageFunction, cut
 from whale_tf.rewrite.fold_random import fold_random
 from whale_tf.rewrite.hold_assignments import hold_assignments
-from whale_tf.rewrite.split_gradients import split_gradients
 from whale_tf.rewrite.tell_apart import tell_apart
 from whale_tf.rewrite.whole_batch import depends_on_size, use_whole_batch
 from whale_tf.run.compiled import Compiled, Parts
-from whale_tf.run.signature import Arguments, written_at
+from whale_tf.run.signature import Arguments
 from whale_tf.run.step import Options, Step
+from whale_tf.traces import Captures, trace_at_sizes
 
 DUMP_VARIABLE = "WHALE_TF_DUMP"
 
@@ -93,7 +88,7 @@ def compile_step(fn: Callable[..., Any], arguments: Arguments, options: Options,
 
 @contextlib.contextmanager
 def _without_collection() -> Iterator[None]:
-    """A compiler makes many objects and drops few: collecting garbage meanwhile takes time that grows with their square."""
+    """A compiler makes many objects and drops few; collecting meanwhile takes time that grows with their square."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -105,7 +100,7 @@ def _without_collection() -> Iterator[None]:
 
 def _compile(fn: Callable[..., Any], arguments: Arguments, options: Options, told: set[str]) -> Compiled:
     dump = Dumps(os.environ.get(DUMP_VARIABLE))
-    captured = _capture(fn, arguments, options)
+    captured = trace_at_sizes(fn, arguments, options)
     step, examples = captured.steps[0], captured.examples
     dump("captured", step.graph)
     roles = find_roles(step.graph, examples[0])
@@ -144,123 +139,6 @@ def _compile(fn: Callable[..., Any], arguments: Arguments, options: Options, tol
             captured.steps,
         )
     )
-
-
-@dataclass(frozen=True)
-class Captures:
-    """A step traced at each size of micro-batch, the largest first.
-
-    Attributes:
-      steps: the traces.
-      examples: the sizes they were traced at.
-      request: the user's scopes.
-      layout: the devices they get.
-      sizes: for each replica, how many examples each micro-batch holds.
-      probe: the step at one more size, with that size, where outputs leave open which dims follow the batch.
-    """
-
-    steps: tuple[CapturedStep, ...]
-    examples: tuple[int, ...]
-    request: Request
-    layout: Layout
-    sizes: tuple[tuple[int, ...], ...]
-    probe: tuple[Graph, int] | None = None
-
-
-def _capture(fn: Callable[..., Any], arguments: Arguments, options: Options) -> Captures:
-    """Traces the step at the sizes its layout asks for.
-
-    How many replicas there are is known once the step has opened its replica scope. A trace that was begun at another
-    size ends there and begins anew.
-    """
-    cluster = current_cluster()
-    traced: dict[int, CapturedStep] = {}
-    outside = Outside()
-
-    def at(examples: int, on_open: Callable[[Opened], None] = lambda opened: None) -> CapturedStep:
-        if examples not in traced:
-            with _telling_the_size(examples, arguments.examples):
-                trace = record(
-                    fn,
-                    arguments.rebuilt,
-                    arguments.specs(examples),
-                    getattr(fn, "__name__", "step"),
-                    on_open,
-                    examples=examples,
-                )
-            step = translate(trace, arguments.batch, examples, outside)
-            traced[examples] = replace(step, graph=split_gradients(step.graph)) if options.loss == "sum" else step
-        return traced[examples]
-
-    def sizes_of(shares: Sequence[float], scope: Sequence[Opened]) -> tuple[tuple[int, ...], ...]:
-        at = [written_at(fn)]
-        return cut_batch(arguments.examples, shares, options.micro_batches, arguments.cut_names, at=at, scope=scope)
-
-    def expect(opened: Opened) -> None:
-        if opened.kind == "replica" and arguments.examples and not opened.parent:
-            count = opened.count or len(cluster)
-            shares = opened.shares or (1.0,) * count
-            try:
-                expected = max(map(max, sizes_of([share / sum(shares) for share in shares], [opened])))
-            except BatchError:  # there may be fewer replicas, once the stages are known
-                return
-            if expected != guess and expected not in tried:
-                raise Restart(expected)
-
-    guess, tried = max(1, arguments.examples // options.micro_batches), set[int]()
-    while True:
-        tried.add(guess)
-        try:
-            step = at(guess, expect)
-        except Restart as restart:
-            guess = restart.args[0]
-            continue
-        request = read_scopes(step.trace.opened)
-        layout = lay_out(request, cluster, options.schedule)
-        sizes = sizes_of(layout.shares, [request.replica] if request.replica else [])
-        distinct = sorted({size for row in sizes for size in row}, reverse=True)
-        if distinct[0] in (guess, 0):
-            break
-        guess = distinct[0]
-    others = [at(size) for size in distinct[1:]]
-    probe = None
-    if arguments.examples != distinct[0] and _open_about_size(step.graph, distinct[0]):
-        probe = _probe(at, arguments.examples)
-    return Captures((step, *others), tuple(distinct), request, layout, sizes, probe)
-
-
-@contextlib.contextmanager
-def _telling_the_size(examples: int, batch: int) -> Iterator[None]:
-    """An error of the user's own code is told which batch size it met, if that is not the one of the call."""
-    try:
-        yield
-    except WhaleError:
-        raise
-    except Exception as error:
-        if examples != batch:
-            error.add_note(
-                f"whale_tf traced the step for a micro-batch of {examples} of the {batch} examples. "
-                "If a fixed batch size is the cause, write -1, tf.shape(x)[0] or x.shape[0] in its place."
-            )
-        raise
-
-
-def _open_about_size(graph: Graph, examples: int) -> bool:
-    """Whether one size leaves open what follows the batch: outputs with dims, and constants that are as large as it is."""
-    if any(len(graph.type_of(ref).shape) > 0 for ref in graph.outputs):
-        return True
-    return depends_on_size(graph, find_roles(graph, examples), examples)
-
-
-def _probe(at: Callable[[int], CapturedStep], examples: int) -> tuple[Graph, int] | None:
-    """The step at one more size, which tells a per-example output from one that only happens to be as long.
-
-    A step that can only be traced at the size it runs at is not probed: then dim 0 decides.
-    """
-    try:
-        return at(examples).graph, examples
-    except Exception:  # the user's own code at a size it never asked for
-        return None
 
 
 def _facts(captured: Captures, options: Options) -> Facts:
@@ -316,8 +194,8 @@ def _warnings(captured: Captures, varying: Iterable[str]) -> Iterator[str]:
     layout, request = captured.layout, captured.request
     for name in varying:
         yield (
-            f"'{name}' takes examples together inside the loss, and each micro-batch has only its own: the step trains with "
-            f"other numbers than one device (at {line_of(captured.steps[0].trace, name)})"
+            f"'{name}' takes examples together inside the loss, and each micro-batch has only its own: the step trains "
+            f"with other numbers than one device (at {line_of(captured.steps[0].trace, name)})"
         )
     if layout.idle and request.stages and request.replica is None:
         used = {place for row in layout.places for place in row}
@@ -350,17 +228,3 @@ def _refuse_another_program(main: Graph, other: Graph, captured: Captures, plan:
             at=[line for line in lines if line.number][:1],
             way_out="Let the step not depend on the size of the batch, or use batches that divide evenly.",
         )
-
-
-class Dumps:
-    """Verifies each graph between passes, and writes it, numbered, if a folder was asked for."""
-
-    def __init__(self, folder: str | None) -> None:
-        self.folder = Path(folder) if folder else None
-        self.count = 0
-
-    def __call__(self, name: str, graph: Graph, *, after: str = "translate") -> None:
-        if self.folder is not None:
-            text.dump(graph, self.folder, self.count, name.replace("/", "-"))
-            self.count += 1
-        verify(graph, after=after)

@@ -19,7 +19,7 @@ import tensorflow as tf
 
 import whale_tf as whale
 from benchmarks.measure import SECONDS, Claim, Measured, arguments, report
-from whale_tf import parallelize
+from whale_tf import traces
 from whale_tf.capture.record import record
 from whale_tf.capture.translate import translate
 
@@ -86,7 +86,7 @@ def compile_once(layers: int) -> Compilation:
     step = stacked_step(layers)
     gc.collect()
     recording, translation = Stopwatch(record), Stopwatch(translate)
-    with mock.patch.multiple(parallelize, record=recording, translate=translation):
+    with mock.patch.multiple(traces, record=recording, translate=translation):
         start = time.perf_counter()
         step.prepare(tf.ones((2 * MICRO_BATCHES, WIDTH)))
         whole = time.perf_counter() - start

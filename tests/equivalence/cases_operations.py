@@ -225,7 +225,11 @@ CASES = (
         name="lookup_table_without_micro_batches",
     ),
     Case(large_constant),
-    Case(large_constant, layouts=(Layout(replicas=2, micro_batches=2, examples=13),), name="large_constant_in_uneven_parts"),
+    Case(
+        large_constant,
+        layouts=(Layout(replicas=2, micro_batches=2, examples=13),),
+        name="large_constant_in_uneven_parts",
+    ),
     Case(checks),
     Case(attention_layer),
     Case(complex_numbers),

@@ -58,21 +58,40 @@ def test_the_reduction_of_truths_is_continued() -> None:
         assert merges_of(f"c = Cast(x) : bool[BATCH,3]\n y = {op}(c, dims) : bool[3]") == {"y": how}
 
 
-def test_a_reduction_is_seen_through_casts_and_reshapes() -> None:
-    nodes = "s = Sum(x, dims) : float32[]\n c = Cast(s) : int32[]\n y = Reshape(c, dims) : int32[1]"
-    assert merges_of(nodes) == {"y": "sum"}
+@pytest.mark.parametrize("function", ["Sqrt(s)", "Cast(s)", "Reshape(s, dims)", "Exp(s)"])
+def test_a_function_of_a_reduction_is_computed_from_what_is_merged(function: str) -> None:
+    assert merges_of(f"s = Mean(x, dims) : float32[]\n y = {function} : float32[]") == {"s": "mean"}
+
+
+def test_a_quotient_of_sums_is_computed_from_both_sums() -> None:
+    nodes = "s = Sum(x, dims) : float32[]\n n = Sum(x, dims) : float32[]\n y = RealDiv(s, n) : float32[]"
+    assert merges_of(nodes) == {"s": "sum", "n": "sum"}
 
 
 def test_a_reduction_of_other_dims_is_per_example() -> None:
     assert merges_of("y = Sum(x, dims) : float32[BATCH]") == {"y": "concat"}
 
 
-def test_other_floats_are_averaged() -> None:
-    assert merges_of("s = Sum(x, dims) : float32[]\n y = Sqrt(s) : float32[]") == {"y": "mean"}
+def test_other_scalar_floats_are_averaged() -> None:
+    assert merges_of("y = CTCLoss(x) : float32[]") == {"y": "mean"}
+
+
+@pytest.mark.parametrize("shape", ["3,3", "1"])
+def test_other_floats_with_dims_are_refused(shape: str) -> None:
+    """A sum over the examples, as a matrix of second moments is, must not be averaged in silence."""
+    with pytest.raises(PlanError, match="'y' has one value for each micro-batch"):
+        merges_of(f"y = MatMul(x, x) {{transpose_a=true}} : float32[{shape}]")
+
+
+def test_values_are_concatenated_along_the_dim_that_follows_the_batch() -> None:
+    nodes = "y = Transpose(x, dims) : float32[3,BATCH]"
+    assert merges_of(nodes, other=8) == {"y": "concat 1"}
+    with pytest.raises(PlanError, match="'y' has one value for each micro-batch"):
+        merges_of(nodes)
 
 
 def test_a_value_that_only_happens_to_be_as_long_as_the_batch_is_told_by_the_other_size() -> None:
-    nodes = "m = Mean(x, dims) : float32[3]\n y = Relu(m) : float32[3]"
+    nodes = "y = Mean(x, dims) : float32[3]"
     assert merges_of(nodes, examples=3) == {"y": "concat"}
     assert merges_of(nodes, examples=3, other=2) == {"y": "mean"}
 
@@ -101,13 +120,13 @@ def test_what_the_update_takes_is_merged_and_gradients_are_not() -> None:
 STATE = """
     a = Variable() {variable=b"a", trainable=false, aggregation=b"AGGREGATION"} : KIND[]
     s = Sum(x, dims) : KIND[]
-    moved = AddV2(a, s) : KIND[]
+    moved = CHANGE : KIND[]
     written = Write(moved) {variable=b"a"} : KIND[]
 """
 
 
-def state(kind: str, aggregation: str, replicas: int) -> dict[str, str]:
-    nodes = STATE.replace("KIND", kind).replace("AGGREGATION", aggregation)
+def state(kind: str, aggregation: str, replicas: int = 2, *, change: str = "Mul(a, s)") -> dict[str, str]:
+    nodes = STATE.replace("KIND", kind).replace("AGGREGATION", aggregation).replace("CHANGE", change)
     return merges_of(nodes, "", effects="written", replicas=replicas)
 
 
@@ -126,9 +145,30 @@ def test_a_state_is_merged_by_its_aggregation(kind: str, aggregation: str, repli
     assert state(kind, aggregation, replicas) == {"written": how}
 
 
+@pytest.mark.parametrize("aggregation", ["NONE", "SUM"])
+@pytest.mark.parametrize("kind", ["float32", "int64"])
+@pytest.mark.parametrize("change", ["AddV2(a, s)", "AddV2(s, a)"])
+def test_what_is_added_to_a_variable_is_added_by_all(kind: str, aggregation: str, change: str) -> None:
+    assert state(kind, aggregation, change=change) == {"written": "state sum"}
+
+
+def test_an_addition_whose_term_depends_on_the_variable_is_no_sum() -> None:
+    """`a + (s - a) / 2` is a moving average."""
+    nodes = STATE.replace("KIND", "float32").replace("AGGREGATION", "NONE").replace("CHANGE", "AddV2(a, away)")
+    away = "away = Sub(s, a) : float32[]\n    moved ="
+    assert merges_of(nodes.replace("moved =", away), "", effects="written") == {"written": "state mean"}
+
+
+@pytest.mark.parametrize(("change", "how"), [("Maximum(a, s)", "state maximum"), ("Minimum(s, a)", "state minimum")])
+@pytest.mark.parametrize("kind", ["float32", "int64"])
+def test_an_extreme_over_the_replicas_is_one_over_all(kind: str, change: str, how: str) -> None:
+    assert state(kind, "NONE", change=change) == {"written": how}
+    assert state(kind, "ONLY_FIRST_REPLICA", change=change) == {"written": "state first"}
+
+
 def test_whole_numbers_that_every_replica_changes_are_refused_without_an_aggregation() -> None:
     with pytest.raises(VariableError) as refused:
-        state("int64", "NONE", 2)
+        state("int64", "NONE")
     assert str(refused.value) == (
         "variable 'a' is changed by every replica, and no rule says how to merge the changes.\n"
         "  it is int64 with aggregation NONE; only floats are averaged without being told\n"
@@ -139,7 +179,7 @@ def test_whole_numbers_that_every_replica_changes_are_refused_without_an_aggrega
 
 def test_a_value_that_no_merge_fits_is_refused() -> None:
     with pytest.raises(PlanError) as refused:
-        merges_of("m = Mean(x, dims) : float32[]\n y = Floor(m) : int32[]")
+        merges_of("u = Unique(x) : float32[?]\n y = Size(u) : int32[]")
     assert str(refused.value) == (
         "'y' has one value for each micro-batch, and no rule says what they are together.\n"
         "  it is int32[]: no float, no per-example value, no reduction over the examples\n"

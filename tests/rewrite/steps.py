@@ -175,8 +175,7 @@ def _variant(main: Graph, text: str, size: int, plan: Plan, request: Request) ->
     numbers = {scope.key: index for index, scope in enumerate(request.stages)}
     stage_of = assign_stages(graph, roles, numbers, len(plan.layout.stages), lambda name: Line("train.py", 1))
     mean = plan.loss == "mean"
-    scaled = mean and plan.parts > 1
-    how = Cut(plan.micro_batches > 1, mean and not plan.even, plan.schedule == "zero_bubble", scaled)
+    how = Cut(plan.micro_batches > 1, mean and not plan.even, plan.schedule == "zero_bubble", mean and plan.parts > 1)
     functions = cut(graph, roles, stage_of, how)
     if plan.parts > 1:
         functions = {key: fold_random(function, size) for key, function in functions.items()}

@@ -33,8 +33,8 @@ graph step(out: y) effects(c2) {
   x = Input() {index=0, batch=true} : float32[BATCH]
   c = Variable() {variable=b"c", trainable=false, aggregation=b"NONE"} : float32[]
   dims = Const() {value=opaque"AQ=="} : int32[1]
-  mean = Mean(x, dims) : float32[]
-  new = AddV2(c, mean) : float32[]
+  total = Sum(x, dims) : float32[]
+  new = AddV2(c, total) : float32[]
   c2 = Write(new) {variable=b"c"} : float32[]
   y = Mul(x, c2) : float32[BATCH]
 }
@@ -129,6 +129,23 @@ def test_a_carried_variable_goes_from_call_to_call_of_a_replica() -> None:
         assert argument(program, f"{replica}/0F0", "state").op == "Read"
         assert argument(program, f"{replica}/0F1", "state").name == f"{replica}/0F0"
     assert len(program.find("Read")) == 1
+
+
+def test_what_the_update_takes_of_a_carried_variable_is_its_first_value() -> None:
+    """Also where it is computed on another device than the variable's, and in several operations."""
+    carried = """
+      c = Variable() {variable=b"c", trainable=false, aggregation=b"NONE"} : float32[]
+      total = Sum(z, dims) : float32[]
+      new = AddV2(c, total) : float32[]
+      kept = Write(new) {variable=b"c"} : float32[]
+      dz ="""
+    text = TRAINING.replace("effects(u0, u1)", "effects(u0, u1, kept)").replace("  dz =", carried)
+    text = text.replace("s1 = Mul(g1, rate)", "doubled = AddV2(c, c) : float32[]\n  s1 = Mul(g1, doubled)")
+    program = spread(text, replicas=2, micro_batches=3)
+    program.check()
+    taken = program.main[program.origin(program.main["s1"].inputs[1]).node]
+    assert taken.op == "AddV2"
+    assert {program.main[program.origin(ref).node].op for ref in taken.inputs} == {"Read"}
 
 
 def test_a_step_draws_one_seed_and_each_micro_batch_has_a_number() -> None:

@@ -162,14 +162,15 @@ def test_per_example_outputs_are_in_the_callers_order() -> None:
 def test_a_carried_variables_first_value_is_not_merged_from_those_of_later_micro_batches() -> None:
     carried = """
       c = Variable() {variable=b"c", trainable=false, aggregation=b"NONE"} : float32[]
-      new = AddV2(c, loss) : float32[]
+      total = Sum(z, dims) : float32[]
+      new = AddV2(c, total) : float32[]
       kept = Write(new) {variable=b"c"} : float32[]
       dz ="""
     text = TRAINING.replace("effects(u0, u1)", "effects(u0, u1, kept)").replace("  dz =", carried)
     program = spread(text.replace("s1 = Mul(g1, rate)", "s1 = Mul(g1, c)"), micro_batches=2)
     update = program.main["s1"]
     found = offenders(program.with_nodes([update.with_(inputs=(update.inputs[0], update.inputs[0]))]))
-    assert "'c' is what the step began with, and is merged from what each micro-batch began with" in found
+    assert "'g1/scaled' (Mul) stands where the step has 'c' (Variable), another operation" in found
 
 
 # Calls.

@@ -23,11 +23,15 @@ graph step(out: y) effects(c2) {
   c = Variable() {variable=b"c", trainable=false, aggregation=b"AGGREGATION"} : float32[]
   dims = Const() {value=opaque"AQ=="} : int32[1]
   total = Sum(x, dims) : float32[]
-  new = AddV2(c, total) : float32[]
+  new = CHANGE(c, total) : float32[]
   c2 = Write(new) {variable=b"c"} : float32[]
   y = Mul(x, c2) : float32[BATCH]
 }
 """
+
+
+def stated(aggregation: str, change: str = "AddV2") -> str:
+    return STATE.replace("AGGREGATION", aggregation).replace("CHANGE", change)
 
 
 def reduced(reduction: str, kind: str = "float32", **options: int) -> Spread:
@@ -103,6 +107,24 @@ def test_logical_merges_have_no_type() -> None:
         assert set(node.attrs) == (set() if kind == "bool" else {"T"})
 
 
+def test_a_function_of_a_reduction_is_made_once_of_what_is_merged() -> None:
+    text = REDUCED.replace("  y = REDUCTION(x, dims) : KIND[]", "  s = REDUCTION(x, dims) : KIND[]\n  y = Sqrt(s) : KIND[]")
+    for reduction, merged in (
+        ("Mean", "Sqrt(AddV2(Mul(r0/0F0, 0.5), Mul(r1/0F0, 0.5)))"),
+        ("Max", "Sqrt(Maximum(r0/0F0, r1/0F0))"),
+    ):
+        program = spread(text.replace("REDUCTION", reduction).replace("KIND", "float32"), replicas=2)
+        program.check()
+        assert output(program) == merged
+
+
+def test_values_are_put_together_along_the_dim_that_follows_the_batch() -> None:
+    program = spread(REDUCED.replace("REDUCTION", "Transpose").replace(": KIND[]", ": KIND[2,BATCH]").replace("KIND", "float32"), replicas=2, examples=7)
+    program.check()
+    assert output(program) == "ConcatV2(r0/0F0, r1/0F0)"
+    assert written(program, program.main[program.main.outputs[0].node].inputs[-1]) == "1"
+
+
 def test_a_gradient_of_a_mean_is_averaged_over_equal_parts() -> None:
     program = spread(replicas=2, micro_batches=2)
     assert gradient(program, "s0") == "Mul(AddV2(r0/0B1, r1/0B1), 0.25)"
@@ -161,28 +183,37 @@ def test_a_gradient_that_depends_on_no_example_is_taken_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("aggregation", "merged"),
+    ("aggregation", "change", "merged"),
     [
-        ("NONE", "AddV2(Mul(r0/0F1, 0.5), Mul(r1/0F1, 0.5))"),
-        ("MEAN", "AddV2(Mul(r0/0F1, 0.5), Mul(r1/0F1, 0.5))"),
-        ("ONLY_FIRST_REPLICA", "r0/0F1"),
-        ("SUM", "AddN(c/read, Sub(r0/0F1, c/read), Sub(r1/0F1, c/read))"),
+        ("NONE", "Mul", "AddV2(Mul(r0/0F1, 0.5), Mul(r1/0F1, 0.5))"),
+        ("MEAN", "AddV2", "AddV2(Mul(r0/0F1, 0.5), Mul(r1/0F1, 0.5))"),
+        ("ONLY_FIRST_REPLICA", "AddV2", "r0/0F1"),
+        ("ONLY_FIRST_REPLICA", "Maximum", "r0/0F1"),
+        ("SUM", "AddV2", "AddN(c/read, Sub(r0/0F1, c/read), Sub(r1/0F1, c/read))"),
+        ("NONE", "AddV2", "AddN(c/read, Sub(r0/0F1, c/read), Sub(r1/0F1, c/read))"),
+        ("NONE", "Maximum", "Maximum(r0/0F1, r1/0F1)"),
+        ("NONE", "Minimum", "Minimum(r0/0F1, r1/0F1)"),
     ],
 )
-def test_a_carried_variable_is_merged_by_its_aggregation(aggregation: str, merged: str) -> None:
-    program = spread(STATE.replace("AGGREGATION", aggregation), replicas=2, micro_batches=2)
+def test_a_carried_variable_is_merged_by_its_aggregation_and_its_change(
+    aggregation: str, change: str, merged: str
+) -> None:
+    program = spread(stated(aggregation, change), replicas=2, micro_batches=2)
     program.check()
     assert assigned(program, "c") == merged
 
 
+def test_extremes_of_all_replicas_are_taken_together() -> None:
+    program = spread(stated("NONE", "Maximum"), replicas=3)
+    program.check()
+    assert assigned(program, "c") == "Maximum(Maximum(r0/0F0, r1/0F0), r2/0F0)"
+
+
 @pytest.mark.parametrize("aggregation", ["NONE", "SUM"])
 def test_one_replica_leaves_what_its_last_micro_batch_left(aggregation: str) -> None:
-    program = spread(STATE.replace("AGGREGATION", aggregation), micro_batches=3)
-    if aggregation == "NONE":
-        program.check()
-        assert assigned(program, "c") == "r0/0F2"
-    else:
-        assert assigned(program, "c") in ("r0/0F2", "AddV2(c/read, Sub(r0/0F2, c/read))")
+    program = spread(stated(aggregation), micro_batches=3)
+    program.check()
+    assert assigned(program, "c") == "r0/0F2"
 
 
 def test_a_merge_is_made_once_however_often_it_is_used() -> None:

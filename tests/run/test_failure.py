@@ -45,14 +45,14 @@ def parts() -> Parts:
     [
         ("r1/0F0/first", "first", "replica 1, stage 0, forward: examples 4 to 7 of 8", "h = tf.matmul"),
         ("r0/1F0/second", "second", "replica 0, stage 1, forward: examples 0 to 3 of 8", "loss = tf.reduce_mean"),
-        ("r1/1B0/gradient_tape/second/MatMul", "gradient_tape/second/MatMul",
+        ("r1/1B0/gradient_tape/second/MatMul_1", "gradient_tape/second/MatMul_1",
          "replica 1, stage 1, backward: examples 4 to 7 of 8", "loss = tf.reduce_mean"),
     ],
 )  # fmt: skip
 def test_a_node_of_a_dissolved_call_tells_its_call_and_its_line(
     parts: Parts, node: str, operation: str, place: str, code: str
 ) -> None:
-    message = "{{function_node whale_7_main}} not to be done\n\t [[{{node %s}}]] [Op:whale_7_main]" % node
+    message = "{{function_node whale_7_main}} not to be done\n\t [[{{node " + node + "}}]] [Op:whale_7_main]"
     error = run_error(tf.errors.InvalidArgumentError(None, None, message), parts)
     line = Source(parts_of_a_step).at(code)
     assert str(error) == (

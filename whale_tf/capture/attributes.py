@@ -45,7 +45,7 @@ def value_of(value: attr_value_pb2.AttrValue) -> Any:
 
 
 def numbers_of(tensor: Any) -> dict[str, tuple[float, ...]]:
-    """{"numbers": …} for a constant of a few real numbers, which is how it is known without TensorFlow; else nothing."""
+    """{"numbers": …} for a constant of a few real numbers: how it is known without TensorFlow. Else nothing."""
     real = {types_pb2.DT_INT32, types_pb2.DT_INT64, types_pb2.DT_FLOAT, types_pb2.DT_DOUBLE, types_pb2.DT_HALF}
     sizes = [dim.size for dim in tensor.tensor_shape.dim]
     if tensor.dtype not in real or math.prod(sizes) > FEW:

@@ -41,7 +41,8 @@ class Marker:
     Attributes:
       operation: the identity it passes through.
       call: the number of the gradient call, from 1.
-      part: `dense`, `values` / `indices` of IndexedSlices, or `adjoint`: the gradient that comes back through a dense one.
+      part: `dense`, `values` / `indices` of IndexedSlices, or `adjoint`: the gradient that comes back through a dense
+        one.
       partner: for a part of IndexedSlices, the operation of the other part.
       source: the handle of the variable it is a gradient of; None for other tensors.
       tensor: the (operation, index) of such another tensor; None for a variable.

@@ -66,7 +66,7 @@ def reduces_examples(graph: Graph, node: Node, examples: int, other: tuple[Graph
 
 
 def is_mean(graph: Graph, node: Node, examples: int) -> bool:
-    """Whether a node divides a sum over the examples by a count that the trace has fixed, as `sum(losses) / len(losses)`."""
+    """Whether a node divides a sum over examples by a count that the trace has fixed: `sum(losses) / len(losses)`."""
     if node.op not in DIVISIONS and node.op != "Mul":
         return False
     total, count = node.inputs
@@ -139,7 +139,8 @@ def constant(graph: Graph, ref: Ref) -> float | None:
 def batch_dim(graph: Graph, ref: Ref, examples: int, other: tuple[Graph, int] | None = None) -> int | None:
     """The dim along which parts are concatenated; None if there is none, or more than one.
 
-    With another size to compare, it is the one dim that grows with the batch; without, dim 0 if it is as long as the batch.
+    With another size to compare, it is the one dim that grows with the batch; without, dim 0 if it is as long as the
+    batch.
     """
     shape = graph.type_of(ref).shape
     if shape[:1] == (-1,):

@@ -40,10 +40,11 @@ def refuse_cut_composites(
     }
     if cut:
         kinds = sorted({each.kind for each in cut})
+        made = [next(filter(roles.per_micro_batch, names)) for names in cut.values()]
         raise PlanError(
             f"the step returns {' and '.join(kinds)} of examples, which cannot be put together from parts",
             details=[f"the tensors of a {each.kind} are {', '.join(map(repr, names))}" for each, names in cut.items()],
-            at=[line_of(next(filter(roles.per_micro_batch, names))) for names in cut.values()],
+            at=[line for line in map(line_of, made) if line.number],
             way_out="Return dense tensors whose dim 0 is the batch, as to_tensor() and tf.sparse.to_dense() give, "
             "or use one replica and micro_batches=1.",
         )

@@ -54,11 +54,12 @@ def refuse_wrong_losses(
 
 
 def coupled_examples(graph: Graph, roles: Roles, examples: int, targets: Mapping[int, Sequence[str]]) -> Iterator[str]:
-    """Where the losses relate examples to each other in a way that parts of the batch cannot: each does so among its own.
+    """Where the losses relate examples to each other in a way that parts of the batch cannot: each does so among its
+    own.
 
-    That is a function of means or sums that is not linear, as the root of a mean or a division by a count of the examples, and a
-    reduction over the examples that goes back into per-example values. One that a moving average is made of is the exception:
-    the statistics of BatchNormalization are those of a micro-batch by definition.
+    That is a function of means or sums that is not linear, as the root of a mean or a division by a count of the
+    examples, and a reduction over the examples that goes back into per-example values. One that a moving average is
+    made of is the exception: the statistics of BatchNormalization are those of a micro-batch by definition.
     """
     losses = [name for name in _differentiated(graph, roles, targets) if name in graph]
     stack, seen = list(losses), set[str]()
@@ -76,9 +77,9 @@ def coupled_examples(graph: Graph, roles: Roles, examples: int, targets: Mapping
             yield node.name
     needed = graph.ancestors(losses)
     for node in graph:
-        if node.name in needed and not node.call and reduces_examples(graph, node, examples) and _is_float(node):
-            if roles.per_micro_batch(node.name) and _goes_back(graph, node):
-                yield node.name
+        forward = node.name in needed and not node.call and roles.per_micro_batch(node.name) and _is_float(node)
+        if forward and reduces_examples(graph, node, examples) and _goes_back(graph, node):
+            yield node.name
 
 
 def _goes_back(graph: Graph, node: Node) -> bool:

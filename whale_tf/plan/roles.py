@@ -165,8 +165,8 @@ def _phases(
 ) -> tuple[dict[str, int], dict[str, bool]]:
     """One sweep; `late` nodes can wait until values are merged, `early` ones are known to be wanted before.
 
-    What is computed from merged values only, as the accuracy of a metric or the square root of a mean, is late: so it is what
-    one device computes. `late` tells whether it waits for a reduction, and not only for states.
+    What is computed from merged values only, as the accuracy of a metric or the square root of a mean, is late: so it
+      is what one device computes. `late` tells whether it waits for a reduction, and not only for states.
     """
     phase: dict[str, int] = {}
     late: dict[str, bool] = {}
@@ -245,7 +245,7 @@ def _is_micro(level: int) -> bool:
 def _needed_by_micro(
     graph: Graph, phase: Mapping[str, int], late: Mapping[str, bool], markers: frozenset[str], once: frozenset[str]
 ) -> frozenset[str]:
-    """Late nodes that a node of an even phase waits for, a gradient, or a variable that each micro-batch is to change."""
+    """Late nodes that an even phase waits for, or a gradient, or a variable that each micro-batch is to change."""
     wanted: set[str] = set()
     starts = {variable_of(node): node.name for node in graph if node.op == "Variable"}
 

@@ -83,8 +83,8 @@ class Binder:
     def inline(self) -> bool:
         """Whether calls may be dissolved: what is no plain value stays on the device where it was made.
 
-        A table is used on the host even where a replica is elsewhere, which only a call keeps apart; and TensorFlow puts all
-        that handles one list of a loop on one device, its forward and backward.
+        A table is used on the host even where a replica is elsewhere, which only a call keeps apart; and TensorFlow
+        puts all that handles one list of a loop on one device, its forward and backward.
         """
         functions = [function for variant in self.variants.values() for function in variant.functions.values()]
         passed = (graph.type_of(ref) for graph in (function.graph for function in functions) for ref in _passed(graph))

@@ -76,7 +76,8 @@ class Cut:
       accumulate: there are several micro-batches, so sums are handed from one to the next.
       weighted: micro-batches differ in size and the loss is a mean, so each is weighted by its share.
       split_backward: B is split into I and W.
-      scale_examples: gradients of per-example tensors are scaled to the whole batch, since the loss is a mean over a part.
+      scale_examples: gradients of per-example tensors are scaled to the whole batch, since the loss is a mean over a
+        part.
     """
 
     accumulate: bool

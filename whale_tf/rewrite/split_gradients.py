@@ -1,6 +1,7 @@
 """Takes out of each gradient what depends on no example, so that it is added once and not once for each part.
 
-A loss that is a sum over the examples plus a regularizer has such gradients. (Where the loss is a mean, averaging the parts comes to the same.)
+A loss that is a sum over the examples plus a regularizer has such gradients. (Where the loss is a mean, averaging the
+parts comes to the same.)
 
     Before:  g = AddN(a, r);  m = Gradient(g)                             a depends on examples, r on the weights alone
     After:   m/examples = Gradient(a);  m = AddN(m/examples, r)
@@ -49,8 +50,8 @@ def _divided(marker: Node, examples: list[Ref], constant: list[Ref]) -> list[Nod
     source = examples[0]
     if len(examples) > 1:
         attrs = {"T": kind.dtype, "N": len(examples)}
-        total = Node(f"{marker.name}/sum_of_examples", "AddN", tuple(examples), attrs=attrs, outputs=(kind,), call=marker.attrs["call"])
-        nodes.append(total)
+        total = Node(f"{marker.name}/sum_of_examples", "AddN", tuple(examples), attrs=attrs, outputs=(kind,))
+        nodes.append(total.with_(call=marker.attrs["call"]))
         source = Ref(total.name)
     nodes.append(marker.with_(name=f"{marker.name}/examples", inputs=(source,)))
     attrs = {"T": kind.dtype, "N": 1 + len(constant)}

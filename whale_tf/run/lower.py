@@ -61,7 +61,7 @@ def optimize_once() -> bytes:
     """
     config = config_pb2.ConfigProto.FromString(context.context().function_call_options.config_proto_serialized)
     config.graph_options.rewrite_options.meta_optimizer_iterations = rewriter_config_pb2.RewriterConfig.ONE
-    return config.SerializeToString(deterministic=True)
+    return bytes(config.SerializeToString(deterministic=True))
 
 
 def _named(prefix: str, name: str) -> str:
