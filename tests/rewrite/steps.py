@@ -158,7 +158,8 @@ def spread(
     distinct = sorted({size for row in sizes for size in row}, reverse=True)
     request = Request(None, scopes if stages > 1 else ())
     targets = {1: ("loss",)} if "Gradient" in text else {}
-    facts = Facts(request, layout, sizes, schedule, loss, homes or {}, None, lambda name: Line("train.py", 1), targets)
+    other = (traced(text, distinct[1]), distinct[1]) if len(distinct) > 1 else None
+    facts = Facts(request, layout, sizes, schedule, loss, homes or {}, other, lambda name: Line("train.py", 1), targets)
     graph = traced(text, distinct[0])
     roles = find_roles(graph, distinct[0])
     plan = make_plan(graph, roles, facts)

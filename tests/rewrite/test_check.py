@@ -170,7 +170,7 @@ def test_a_carried_variables_first_value_is_not_merged_from_those_of_later_micro
     program = spread(text.replace("s1 = Mul(g1, rate)", "s1 = Mul(g1, c)"), micro_batches=2)
     update = program.main["s1"]
     found = offenders(program.with_nodes([update.with_(inputs=(update.inputs[0], update.inputs[0]))]))
-    assert "'g1/scaled' (Mul) stands where the step has 'c' (Variable), another operation" in found
+    assert "'c' is what the step began with, and is merged from what each micro-batch began with" in found
 
 
 # Calls.

@@ -154,16 +154,16 @@ def test_the_gradient_of_a_mean_for_each_example_is_scaled_to_the_whole_batch() 
     """Where tape.gradient(mean loss, x) is used for each example (adversarial noise), not for a variable."""
     text = TRAINING.replace(
         "a = Relu(h) : float32[BATCH,2]  @scope=s0",
-        """noise = Gradient(h) {call=2, part=b"dense", variable=b"", partner=b"", target=b"m"} : float32[BATCH,2]
-           m = Mean(h, dims) : float32[]
+        """noise = Gradient(h) {call=2, part=b"dense", variable=b"", of_examples=true, target=b"KIND"} : float32[BATCH,2]
            a = Relu(noise) : float32[BATCH,2]""",
     )
-    graph, parts = functions(Cut(True, False, False, 4), text, {**STAGES, "noise": 0, "m": 0})
-    assert "noise" not in find_roles(graph, 4).markers
-    part = parts[Key(0, 0, "F")]
-    assert part.graph["noise"].op == "Mul"
-    assert part.graph["noise"].inputs[0] == Ref("h")
-    assert "weight" in sources(part)
+    scaled = Cut(accumulate=True, weighted=False, split_backward=False, scale_examples=True)
+    for how, kind, op in ((scaled, "mean", "Mul"), (scaled, "sum", "Gradient"), (SEVERAL, "mean", "Gradient")):
+        graph, parts = functions(how, text.replace("KIND", kind), {**STAGES, "noise": 0})
+        assert "noise" not in find_roles(graph, 4).markers
+        part = parts[Key(0, 0, "F")]
+        assert (part.graph["noise"].op, part.graph["noise"].inputs[0]) == (op, Ref("h"))
+        assert ("weight" in sources(part)) == (op == "Mul")
 
 
 def test_effects_keep_their_order() -> None:

@@ -119,7 +119,8 @@ def test_a_function_of_a_reduction_is_made_once_of_what_is_merged() -> None:
 
 
 def test_values_are_put_together_along_the_dim_that_follows_the_batch() -> None:
-    program = spread(REDUCED.replace("REDUCTION", "Transpose").replace(": KIND[]", ": KIND[2,BATCH]").replace("KIND", "float32"), replicas=2, examples=7)
+    text = REDUCED.replace("REDUCTION", "Transpose").replace(": KIND[]", ": float32[2,BATCH]")
+    program = spread(text.replace("KIND", "float32"), replicas=2, examples=7)
     program.check()
     assert output(program) == "ConcatV2(r0/0F0, r1/0F0)"
     assert written(program, program.main[program.main.outputs[0].node].inputs[-1]) == "1"

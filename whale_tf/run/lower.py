@@ -57,10 +57,13 @@ def lower(program: Program, calls: Mapping[str, Graph], prefix: str) -> Lowered:
 def optimize_once() -> bytes:
     """A serialized ConfigProto: TensorFlow's own for functions, with one round of Grappler in the place of two.
 
-    The second round finds little, and takes as long as the first (benchmarks/build_time).
+    The second round finds little, and takes as long as the first (benchmarks/build_time). Its memory optimizer is
+    off: it may recompute by itself, and knows no sizes behind a Recv, which it says in thousands of lines.
     """
     config = config_pb2.ConfigProto.FromString(context.context().function_call_options.config_proto_serialized)
-    config.graph_options.rewrite_options.meta_optimizer_iterations = rewriter_config_pb2.RewriterConfig.ONE
+    options = config.graph_options.rewrite_options
+    options.meta_optimizer_iterations = rewriter_config_pb2.RewriterConfig.ONE
+    options.memory_optimization = rewriter_config_pb2.RewriterConfig.NO_MEM_OPT
     return bytes(config.SerializeToString(deterministic=True))
 
 
