@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from tests.equivalence import (
     cases_control_flow,
     cases_gradients,
+    cases_inner_gradients,
     cases_operations,
     cases_optimizers,
+    cases_reductions,
     cases_rounds,
     cases_stages,
     cases_state,
@@ -20,11 +22,13 @@ CASES = (
     *cases_structure.CASES,
     *cases_stages.CASES,
     *cases_gradients.CASES,
+    *cases_inner_gradients.CASES,
     *cases_rounds.CASES,
     *cases_control_flow.CASES,
     *cases_state.CASES,
     *cases_optimizers.CASES,
     *cases_operations.CASES,
+    *cases_reductions.CASES,
 )
 
 LAYOUTS = (

@@ -24,15 +24,15 @@ from tests.equivalence.models import (
 
 def penalty_on_time_major(scopes: Scopes) -> Training:
     """A gradient penalty on sequences [time, examples, width], of which dim 1 is the batch."""
-    blocks = [dense(WIDTH), dense(WIDTH), dense(1, activation=None)]
+    blocks = [dense(WIDTH), dense(WIDTH), dense(WIDTH), dense(1, activation=None)]
 
     def forward(x: tf.Tensor) -> tf.Tensor:
-        h = scopes.through(blocks[:2], x, blocks_in_all=3)
-        with scopes.stage_of(2, 3):
+        h = scopes.through(blocks[:3], x)
+        with scopes.stage_of(3):
             sequences = tf.transpose(h, [1, 0, 2])
             with tf.GradientTape() as inner:
                 inner.watch(sequences)
-                scores = tf.reduce_mean(tf.tanh(blocks[2](sequences)), axis=[0, 2])
+                scores = tf.reduce_mean(tf.tanh(blocks[3](sequences)), axis=[0, 2])
             slopes = inner.gradient(scores, sequences)
             lengths = tf.sqrt(tf.reduce_sum(slopes**2, axis=[0, 2]) + 1e-6)
             return tf.reduce_mean(scores) + tf.reduce_mean((lengths - 1.0) ** 2)
@@ -56,8 +56,8 @@ def inner_gradient_of_a_mean(scopes: Scopes) -> Training:
     return training_of(scopes, blocks, forward, classified(scopes.examples))
 
 
-def twice_inner_gradient_of_a_mean(scopes: Scopes) -> Training:
-    """The gradient of the gradient of a mean by each example, in the loss."""
+def gradient_of_the_size_of_a_gradient(scopes: Scopes) -> Training:
+    """Second order: the size of the gradient of a mean by each example, differentiated by it again, in the loss."""
     blocks = classifier()
 
     def forward(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
@@ -69,8 +69,8 @@ def twice_inner_gradient_of_a_mean(scopes: Scopes) -> Training:
                     first.watch(h)
                     loss = cross_entropy(y, blocks[3](h))
                 slopes = first.gradient(loss, h)
-            bends = second.gradient(slopes, h)
-            return loss + tf.reduce_mean(tf.abs(bends))
+            bends = second.gradient(tf.reduce_sum(slopes**2, axis=1), h)
+            return loss + 10.0 * tf.reduce_mean(tf.abs(bends))
 
     return training_of(scopes, blocks, forward, classified(scopes.examples))
 
@@ -122,7 +122,7 @@ def half_a_sum(scopes: Scopes) -> Training:
 CASES = (
     Case(penalty_on_time_major),
     Case(inner_gradient_of_a_mean),
-    Case(twice_inner_gradient_of_a_mean),
+    Case(gradient_of_the_size_of_a_gradient),
     Case(returned_gradient_of_a_mean),
     Case(negated_sum, loss="sum"),
     Case(half_a_sum, loss="sum"),

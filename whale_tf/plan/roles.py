@@ -253,7 +253,8 @@ def _needed_by_micro(
         if user in wanted or user in markers:
             return True
         if graph[user].op == "Write" and late[name] and user not in once:
-            return starts[variable_of(graph[user])] in graph.ancestors([name])
+            start = graph[starts[variable_of(graph[user])]]  # what is trained is written once, by hand or not
+            return not start.attrs["trainable"] and start.name in graph.ancestors([name])
         return _is_micro(phase[user]) and phase[user] <= phase[name] + 1
 
     for name in reversed(list(graph.nodes)):

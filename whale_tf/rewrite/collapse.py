@@ -2,10 +2,10 @@
 
 When an operation fails, TensorFlow cancels what waits on other devices, and sometimes reports a cancelled Recv before
 the failure itself. On one device nothing waits, so running the step again there, from the same state, shows the
-failure.
+failure. Calls run one after another: of two at once, one would be cancelled by the other's failure.
 
-    Before:  a = Call() on 0;  Send(a) on 0;  b = Recv() on 1;  c = Call(b) on 1;  Assign(c)
-    After:   a = Call() on 0;  c = Call(a) on 0
+    Before:  a = Call() on 0;  Send(a) on 0;  d = Call() on 0;  b = Recv() on 1;  c = Call(b) on 1;  Assign(c)
+    After:   a = Call() on 0;  d = Call() on 0 ^a;  c = Call(a) on 0 ^d
 """
 
 from __future__ import annotations
@@ -30,9 +30,12 @@ def collapse(program: Program) -> Program:
         return ref
 
     nodes: list[Node] = []
+    last: tuple[str, ...] = ()
     for node in program.main:
         if node.op not in LEFT_OUT:
             control = tuple(name for name in node.control if program.main[name].op not in LEFT_OUT)
+            if node.op == "Call":
+                control, last = (*dict.fromkeys((*control, *last)),), (node.name,)
             inputs = tuple(source(ref) for ref in node.inputs)
             device = node.device if node.op == "Read" else HOST  # a variable can only be read where it is
             nodes.append(node.with_(inputs=inputs, control=control, device=device))

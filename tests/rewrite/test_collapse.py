@@ -1,0 +1,23 @@
+"""`collapse`: the same calls on one device, one after another, without transfers and assignments."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from tests.rewrite.steps import spread
+from whale_tf.ir.verify import verify
+from whale_tf.rewrite.collapse import collapse
+from whale_tf.rewrite.placed import HOST
+
+
+def test_all_calls_run_on_the_host_in_one_order() -> None:
+    program = spread(replicas=2, stages=2, micro_batches=3).program
+    collapsed = collapse(program)
+    verify(collapsed.main, after="collapse")
+    assert not collapsed.inline
+    assert not {"Send", "Recv", "Assign"} & {node.op for node in collapsed.main}
+    calls = [node for node in collapsed.main if node.op == "Call"]
+    assert [node.name for node in calls] == [node.name for node in program.main if node.op == "Call"]
+    assert {node.device for node in calls} == {HOST}
+    assert all(before.name in after.control for before, after in pairwise(calls))
+    assert collapsed.main.effects == tuple(node.name for node in calls)
