@@ -56,25 +56,6 @@ def inner_gradient_of_a_mean(scopes: Scopes) -> Training:
     return training_of(scopes, blocks, forward, classified(scopes.examples))
 
 
-def gradient_of_the_size_of_a_gradient(scopes: Scopes) -> Training:
-    """Second order: the size of the gradient of a mean by each example, differentiated by it again, in the loss."""
-    blocks = classifier()
-
-    def forward(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-        h = scopes.through(blocks[:3], x)
-        with scopes.stage_of(3):
-            with tf.GradientTape() as second:
-                second.watch(h)
-                with tf.GradientTape() as first:
-                    first.watch(h)
-                    loss = cross_entropy(y, blocks[3](h))
-                slopes = first.gradient(loss, h)
-            bends = second.gradient(tf.reduce_sum(slopes**2, axis=1), h)
-            return loss + 10.0 * tf.reduce_mean(tf.abs(bends))
-
-    return training_of(scopes, blocks, forward, classified(scopes.examples))
-
-
 def returned_gradient_of_a_mean(scopes: Scopes) -> Training:
     """The mean loss differentiated by its inputs and by its weights; both gradients are returned."""
     blocks = classifier()
@@ -122,7 +103,6 @@ def half_a_sum(scopes: Scopes) -> Training:
 CASES = (
     Case(penalty_on_time_major),
     Case(inner_gradient_of_a_mean),
-    Case(gradient_of_the_size_of_a_gradient),
     Case(returned_gradient_of_a_mean),
     Case(negated_sum, loss="sum"),
     Case(half_a_sum, loss="sum"),

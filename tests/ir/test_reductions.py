@@ -212,7 +212,10 @@ def test_only_divisions_and_products_are_means() -> None:
         ("s = Sum(x, dims) : float32[]\n y = Cast(s) : float64[]", "sum"),
         ("s = Sum(x, dims) : float32[]\n n = Const() {numbers=(0.5)} : float32[]\n y = Mul(n, s) : float32[]", "sum"),
         ("s = Sum(x, dims) : float32[]\n y = Mul(rate, s) : float32[]", "sum"),
-        ("s = Sum(x, dims) : float32[]\n n = Const() {numbers=(4.0)} : float32[]\n y = RealDiv(s, n) : float32[]", "mean"),
+        (
+            "s = Sum(x, dims) : float32[]\n n = Const() {numbers=(4.0)} : float32[]\n y = RealDiv(s, n) : float32[]",
+            "mean",
+        ),
         ("s = Sum(x, dims) : float32[]\n n = Sum(x, dims) : float32[]\n y = RealDiv(s, n) : float32[]", "mean"),
         ("s = Sum(x, dims) : float32[]\n n = L2Loss(x) : float32[]\n y = AddV2(s, n) : float32[]", "sum"),
         ("s = Sum(x, dims) : float32[]\n n = Mean(x, dims) : float32[]\n y = AddV2(s, n) : float32[]", "mean"),

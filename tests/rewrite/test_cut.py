@@ -154,7 +154,7 @@ def test_the_gradient_of_a_mean_for_each_example_is_scaled_to_the_whole_batch() 
     """Where tape.gradient(mean loss, x) is used for each example (adversarial noise), not for a variable."""
     text = TRAINING.replace(
         "a = Relu(h) : float32[BATCH,2]  @scope=s0",
-        """noise = Gradient(h) {call=2, part=b"dense", variable=b"", of_examples=true, target=b"KIND"} : float32[BATCH,2]
+        """noise = Gradient(h) {call=2, variable=b"", of_examples=true, target=b"KIND"} : float32[BATCH,2]
            a = Relu(noise) : float32[BATCH,2]""",
     )
     scaled = Cut(accumulate=True, weighted=False, split_backward=False, scale_examples=True)

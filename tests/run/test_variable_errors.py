@@ -173,14 +173,17 @@ def test_a_whole_number_that_every_replica_changes() -> None:
     @whale.function
     def step(x: Any, wrong: bool) -> Any:
         with whale.replica(2):
-            count = untold if wrong else told
-            count.assign_add(tf.reduce_sum(tf.cast(x >= 0, tf.int32)))
+            found = tf.reduce_sum(tf.cast(x >= 0, tf.int32))
+            if wrong:
+                untold.assign(2 * untold + found)
+            else:
+                told.assign_add(found)
             return tf.reduce_mean(x)
 
     message = (
         "variable 'count' is changed by every replica, and no rule says how to merge the changes.\n"
         "  it is int32 with aggregation NONE; only floats are averaged without being told\n"
-        f"  at {Source(test_a_whole_number_that_every_replica_changes).at('count.assign_add')}\n"
+        f"  at {Source(test_a_whole_number_that_every_replica_changes).at('untold.assign')}\n"
         "  Make it with aggregation=tf.VariableAggregation.SUM, or ONLY_FIRST_REPLICA."
     )
     both = [untold, told]
@@ -220,7 +223,7 @@ def test_a_weight_that_examples_change_without_a_gradient() -> None:
         with tf.GradientTape() as tape, whale.replica(2):
             loss = tf.reduce_mean(x * weight)
             if wrong:
-                weight.assign_sub(0.1 * loss)
+                weight.assign_sub(0.1 * tf.reshape(x * weight, [-1])[0])
         if not wrong:
             descend(tape, loss, [weight])
         return loss
