@@ -22,12 +22,12 @@ CASES = (
     *cases_structure.CASES,
     *cases_stages.CASES,
     *cases_gradients.CASES,
-    *cases_inner_gradients.CASES,
     *cases_rounds.CASES,
     *cases_control_flow.CASES,
     *cases_state.CASES,
     *cases_optimizers.CASES,
     *cases_operations.CASES,
+    *cases_inner_gradients.CASES,
     *cases_reductions.CASES,
 )
 
