@@ -40,9 +40,9 @@ class Stopwatch:
         self.seconds = 0.0
         self.result: Any = None
 
-    def __call__(self, *args: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
-        self.result = self.function(*args)
+        self.result = self.function(*args, **kwargs)
         self.seconds += time.perf_counter() - start
         return self.result
 

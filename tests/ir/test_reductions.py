@@ -122,11 +122,11 @@ def dim(shape: str, other: str = "", *, examples: int = 4) -> int | None:
     return batch_dim(here, Ref("y"), examples, there)
 
 
-def test_an_unknown_first_dim_is_the_batch() -> None:
-    """Parts of what a mask has chosen are put one after another."""
-    assert dim("?,3") == 0
-    assert dim("?", "?") == 0
+def test_an_unknown_first_dim_is_the_batch_of_what_a_mask_has_chosen() -> None:
+    """Parts of it are put one after another; what was counted is another thing."""
     assert reduction("y = GatherV2(x, dims) : float32[?,3]") == "concat"
+    assert reduction("y = Bincount(x, dims) : float32[?]") == ""
+    assert dim("?,3") is None
     assert dim("3,?") is None
 
 
@@ -242,7 +242,8 @@ def test_the_kind_of_a_loss_is_read_through_what_is_linear(loss: str, of: str) -
         ("y = AddV2(s, s)", False),
         ("y = AddV2(a, a)", False),
         ("y = AddV2(a, away)", False),
-        ("y = Sub(a, s)", False),
+        ("y = Sub(a, s)", True),
+        ("y = Sub(s, a)", False),
         ("y = Mul(a, s)", False),
     ],
 )

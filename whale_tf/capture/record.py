@@ -304,8 +304,10 @@ def _mark(trace: Trace, value: Any, call: int, source: Any) -> Any:
 
     def adjoint(upstream: tf.Tensor) -> list[tf.Tensor]:
         """What scales a gradient scales what is differentiated through it."""
-        passed = tf.identity(upstream, name=f"gradient_{call}/adjoint")
+        with tape_record.stop_recording():
+            passed = tf.identity(upstream, name=f"gradient_{call}/adjoint")
         trace.markers.append(Marker(passed.op.name, call, "adjoint", "", handle, tensor))
+        tape_record.record_operation("WhaleMarker", [passed], [upstream], adjoint)
         return [passed]
 
     tape_record.record_operation("WhaleMarker", [marked], [value], adjoint)

@@ -32,6 +32,7 @@ RANDOM = frozenset(
     }
 )  # fmt: skip
 SAME_VALUE = frozenset({"Cast", "Reshape", "Squeeze", "ExpandDims", "Write"})
+CHOOSES = frozenset({"GatherV2", "GatherNd"})  # boolean_mask: some of the examples, in their order
 DIVISIONS = frozenset({"RealDiv", "DivNoNan", "Div"})
 
 
@@ -106,18 +107,20 @@ def loss_kind(graph: Graph, ref: Ref, examples: int) -> str:
 
 
 def accumulates(graph: Graph, node: Node, variable: str) -> bool:
-    """Whether a node adds to the value of a variable something that does not depend on it.
+    """Whether a node adds to the value of a variable, or takes from it, something that does not depend on it.
 
     Args:
       variable: the node of the variable's first value.
     """
-    if node.op != "AddV2":
+    if node.op not in ("AddV2", "Sub"):
         return False
     values = {variable} | {
         n.name for n in graph if n.op == "Write" and n.attrs["variable"] == graph[variable].attrs["variable"]
     }
     own = [ref for ref in node.inputs if ref.node in values]
     terms = [ref for ref in node.inputs if ref.node not in values]
+    if node.op == "Sub" and own[:1] != list(node.inputs[:1]):
+        return False
     return len(own) == 1 and variable not in graph.ancestors(ref.node for ref in terms)
 
 
@@ -143,7 +146,7 @@ def batch_dim(graph: Graph, ref: Ref, examples: int, other: tuple[Graph, int] | 
     batch.
     """
     shape = graph.type_of(ref).shape
-    if shape[:1] == (-1,):
+    if shape[:1] == (-1,) and graph[ref.node].op in CHOOSES:
         return 0
     if other is None or ref.node not in other[0]:
         return 0 if shape[:1] == (examples,) else None

@@ -113,7 +113,7 @@ def _accumulated_once(graph: Graph, examples: int) -> frozenset[str]:
         added = graph[node.inputs[0].node]
         terms = [ref for ref in added.inputs if graph[ref.node].op not in ("Variable", "Write")]
         summed = variable_of(node) in accumulated
-        if added.op != "AddV2" or len(terms) != 1:
+        if added.op not in ("AddV2", "Sub") or len(terms) != 1:
             last = last and not summed
         elif terms[0].node in behind:
             last = last or summed
@@ -191,7 +191,7 @@ def _phases(
                 merges.add(name)
         elif name in markers:
             level += _is_micro(level)
-        elif name in per_example:
+        elif name in per_example or (op == "Gradient" and node.attrs.get("of_examples")):
             level = max(0, level + level % 2 if level > 0 else 0)
         elif name in once and _is_micro(level):
             level += 1

@@ -1,11 +1,10 @@
 """Gives what runs once per step the size of the whole batch, where the trace has fixed that of a micro-batch.
 
-The size of the batch is a constant of a trace: a step that counts its examples, or divides a sum of gradients by
-  their number, holds the micro-batch's. Where it is used once per step, the constant is that of a trace at the whole
-  batch. What runs per micro-batch keeps its own.
+The size of the batch is a constant of a trace: a step that counts its examples, or divides a sum of gradients by their
+number, holds the micro-batch's. Where it is used once per step, the constant is that of a trace at the whole batch.
+What runs per micro-batch keeps its own.
 
-    Before:  n = Const {4};  mean = RealDiv(n);  seen = AddV2(v, n)         in the trace of the whole batch: n = Const
-      {16}
+    Before:  n = Const {4};  mean = RealDiv(n);  seen = AddV2(v, n)          at the whole batch: n = Const {16}
     After:   n = Const {4};  mean = RealDiv(n);  n/whole = Const {16};  seen = AddV2(v, n/whole)
 """
 
