@@ -182,9 +182,9 @@ def test_a_value_that_no_merge_fits_is_refused() -> None:
         merges_of("u = Unique(x) : float32[?]\n y = Size(u) : int32[]")
     assert str(refused.value) == (
         "'y' has one value for each micro-batch, and no rule says what they are together.\n"
-        "  it is int32[]: no float, no per-example value, no reduction over the examples\n"
+        "  it is int32[]: no scalar float, no per-example value, no reduction over the examples\n"
         "  at train.py:7 in step: y\n"
-        "  Return per-example values or a float, "
+        "  Return per-example values or a scalar float, "
         "or compute it by tf.reduce_sum, reduce_max or reduce_min over the batch."
     )
 

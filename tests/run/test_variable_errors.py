@@ -158,9 +158,9 @@ def test_an_output_that_cannot_be_merged() -> None:
 
     message = (
         "'ArgMax' has one value for each micro-batch, and no rule says what they are together.\n"
-        "  it is int64[]: no float, no per-example value, no reduction over the examples\n"
+        "  it is int64[]: no scalar float, no per-example value, no reduction over the examples\n"
         f"  at {Source(test_an_output_that_cannot_be_merged).at('return tf.argmax')}\n"
-        "  Return per-example values or a float, "
+        "  Return per-example values or a scalar float, "
         "or compute it by tf.reduce_sum, reduce_max or reduce_min over the batch."
     )
     check_refused(whale.PlanError, message, lambda: step(batch(), True), lambda: step(batch(), False))

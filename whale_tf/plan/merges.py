@@ -88,8 +88,10 @@ def _unknown(graph: Graph, ref: Ref, line_of: Callable[[str], Line]) -> PlanErro
     kind = graph.type_of(ref)
     return PlanError(
         f"'{ref}' has one value for each micro-batch, and no rule says what they are together",
-        details=[f"it is {kind.dtype}{kind.shape}: no float, no per-example value, no reduction over the examples"],
+        details=[
+            f"it is {kind.dtype}{kind.shape}: no scalar float, no per-example value, no reduction over the examples"
+        ],
         at=[line_of(ref.node)],
-        way_out="Return per-example values or a float, "
+        way_out="Return per-example values or a scalar float, "
         "or compute it by tf.reduce_sum, reduce_max or reduce_min over the batch.",
     )
