@@ -19,7 +19,6 @@ from whale_tf.errors import CaptureError
 from whale_tf.ir.dumps import Dumps
 from whale_tf.ir.graph import Graph
 from whale_tf.plan.composites import Composite
-from whale_tf.plan.layout import read_scopes
 from whale_tf.plan.losses import coupled_examples
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.planner import Facts, make_plan
@@ -167,9 +166,12 @@ def _variant(main: Graph, step: CapturedStep, captured: Captures, plan: Plan, si
     graph = tell_apart(main, step.graph, find_roles(step.graph, size), size)
     dump(f"tell_apart-{size}", graph, after="tell_apart")
     roles = find_roles(graph, size)
-    numbers = {scope.key: index for index, scope in enumerate(read_scopes(step.trace.opened).stages)}
     stage_of = assign_stages(
-        graph, roles, numbers, len(plan.layout.stages), lambda operation: line_of(step.trace, operation)
+        graph,
+        roles,
+        captured.request.stage_of_scope,
+        len(plan.layout.stages),
+        lambda operation: line_of(step.trace, operation),
     )
     _refuse_another_program(main, graph, captured, plan, size)
     return Variant(graph, roles, _cut(graph, roles, plan, stage_of, size, dump))

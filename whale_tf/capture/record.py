@@ -69,7 +69,6 @@ class Trace:
       targets: for each gradient call, the operations of its targets.
       calls: the operations a gradient call made, with its number.
       opened: the scopes, in the order they were opened.
-      nested_gradients: lines where a gradient was taken inside control flow.
       empty_gradients: lines where all gradients of a call were None.
       depth: how many gradient calls and vectorized loops the trace is inside, while it is made.
     """
@@ -82,7 +81,6 @@ class Trace:
     targets: dict[int, tuple[str, ...]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     opened: tuple[Opened, ...] = ()
-    nested_gradients: list[Line] = field(default_factory=list)
     empty_gradients: list[Line] = field(default_factory=list)
     depth: int = 0
 
@@ -211,11 +209,8 @@ def _marking(
     """`gradient` that passes what it returns through marker identities and stamps what it makes."""
 
     def gradient(*args: Any, **kwargs: Any) -> Any:
-        if not here() or trace.depth:  # inside another call it is a part of that one
-            return original(*args, **kwargs)
-        graph = ops.get_default_graph()
-        if graph is not trace.graph:
-            trace.nested_gradients.append(scopes.user_line())
+        graph = trace.graph
+        if not here() or trace.depth or ops.get_default_graph() is not graph:  # a part of the call or loop it is in
             return original(*args, **kwargs)
         given = dict(zip(("target", "sources") if method else ("ys", "xs"), args[1:] if method else args, strict=False))
         given.update(kwargs)

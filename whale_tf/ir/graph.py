@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 from whale_tf.errors import InternalError
 
 BOUNDARY_OPS = frozenset({"Input", "Variable", "Captured", "Handle", "Argument"})
+# Another name for the value they take: there is nothing to run.
+ALIAS_OPS = frozenset({"Write", "Gradient"})
 
 
 class DType(str):

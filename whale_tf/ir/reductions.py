@@ -114,14 +114,16 @@ def accumulates(graph: Graph, node: Node, variable: str) -> bool:
     """
     if node.op not in ("AddV2", "Sub"):
         return False
-    values = {variable} | {
-        n.name for n in graph if n.op == "Write" and n.attrs["variable"] == graph[variable].attrs["variable"]
-    }
-    own = [ref for ref in node.inputs if ref.node in values]
-    terms = [ref for ref in node.inputs if ref.node not in values]
-    if node.op == "Sub" and own[:1] != list(node.inputs[:1]):
+    name = graph[variable].attrs["variable"]
+    values = [
+        ref
+        for ref in node.inputs
+        if ref.node == variable or (graph[ref.node].op == "Write" and graph[ref.node].attrs["variable"] == name)
+    ]
+    terms = [ref for ref in node.inputs if ref not in values]
+    if node.op == "Sub" and values[:1] != list(node.inputs[:1]):
         return False
-    return len(own) == 1 and variable not in graph.ancestors(ref.node for ref in terms)
+    return len(values) == 1 and variable not in graph.ancestors(ref.node for ref in terms)
 
 
 def depends_on_examples(graph: Graph, name: str) -> bool:

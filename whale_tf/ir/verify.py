@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from itertools import chain
 
 from whale_tf.errors import InternalError
-from whale_tf.ir.graph import BOUNDARY_OPS, Graph, Node, Ref
+from whale_tf.ir.graph import ALIAS_OPS, BOUNDARY_OPS, Graph, Node, Ref
 
 _SHOWN_OFFENDERS = 10
 
@@ -84,7 +84,7 @@ def _wrong_operations(graph: Graph) -> Iterator[str]:
     for node in graph:
         if node.op in BOUNDARY_OPS and node.inputs:
             yield f"{_title(node)} takes '{node.inputs[0]}', and {node.op} takes nothing"
-        if node.op in ("Write", "Gradient") and not node.inputs:
+        if node.op in ALIAS_OPS and not node.inputs:
             yield f"{_title(node)} has no input, and {node.op} needs one"
         if node.op == "Variable" and "variable" not in node.attrs:
             yield f"{_title(node)} does not say of which variable: attribute 'variable' is missing"

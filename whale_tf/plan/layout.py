@@ -27,6 +27,11 @@ class Request:
     replica: Opened | None
     stages: tuple[Opened, ...]
 
+    @property
+    def stage_of_scope(self) -> dict[str, int]:
+        """The number of each stage, by the key of its scope."""
+        return {scope.key: index for index, scope in enumerate(self.stages)}
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -77,8 +77,7 @@ def make_plan(graph: Graph, roles: Roles, facts: Facts) -> Plan:
     if parts > 1 or stages > 1:
         refuse_untrained_writes(graph, roles, facts.line_of)
 
-    stage_of_scope = {scope.key: index for index, scope in enumerate(facts.request.stages)}
-    stage_of = assign_stages(graph, roles, stage_of_scope, stages, facts.line_of)
+    stage_of = assign_stages(graph, roles, facts.request.stage_of_scope, stages, facts.line_of)
     if micro_batches > 1:
         refuse_torn_variables(graph, roles, stage_of, facts.line_of)
 

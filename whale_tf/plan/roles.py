@@ -100,13 +100,11 @@ def _accumulated_once(graph: Graph, examples: int) -> frozenset[str]:
     A constant that is added (a metric's count) goes with what was accumulated before it.
     """
     once: set[str] = set()
-    accumulated = {
-        variable_of(n) for n in graph if n.op == "Variable" and n.attrs["aggregation"].decode() in ACCUMULATED
-    }
+    accumulated = _accumulated(graph)
     last = False
     behind = _reachable(graph, [node.name for node in graph if node.op == "Gradient"])
     batch = _reachable(graph, [node.name for node in graph if node.op == "Input" and node.attrs["batch"]])
-    starts = {variable_of(node): node.name for node in graph if node.op == "Variable"}
+    starts = _first_values(graph)
     for node in graph:
         if node.op != "Write" or not (accumulated or batch):
             continue
@@ -126,6 +124,15 @@ def _accumulated_once(graph: Graph, examples: int) -> frozenset[str]:
         if last and summed:
             once.update((added.name, node.name))
     return frozenset(once)
+
+
+def _first_values(graph: Graph) -> dict[str, str]:
+    """For each variable the node of the value it has when the step begins."""
+    return {variable_of(node): node.name for node in graph if node.op == "Variable"}
+
+
+def _accumulated(graph: Graph) -> set[str]:
+    return {variable_of(n) for n in graph if n.op == "Variable" and n.attrs["aggregation"].decode() in ACCUMULATED}
 
 
 def _reachable(graph: Graph, names: Iterable[str]) -> set[str]:
@@ -171,8 +178,8 @@ def _phases(
     phase: dict[str, int] = {}
     late: dict[str, bool] = {}
     merges: set[str] = set()
-    starts = {variable_of(node): node.name for node in graph if node.op == "Variable"}
-    accumulated = {name for name, start in starts.items() if graph[start].attrs["aggregation"].decode() in ACCUMULATED}
+    starts = _first_values(graph)
+    accumulated = _accumulated(graph)
     for node in graph:
         name, op = node.name, node.op
         inputs = [phase[ref.node] for ref in node.inputs]
@@ -247,7 +254,7 @@ def _needed_by_micro(
 ) -> frozenset[str]:
     """Late nodes that an even phase waits for, or a gradient, or a variable that each micro-batch is to change."""
     wanted: set[str] = set()
-    starts = {variable_of(node): node.name for node in graph if node.op == "Variable"}
+    starts = _first_values(graph)
 
     def waits(name: str, user: str) -> bool:
         if user in wanted or user in markers:

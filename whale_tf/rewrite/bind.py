@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from whale_tf.errors import InternalError
-from whale_tf.ir.graph import DType, Graph, Node, Ref, Shape, TensorType
+from whale_tf.ir.graph import ALIAS_OPS, BOUNDARY_OPS, DType, Graph, Node, Ref, Shape, TensorType
 from whale_tf.plan.check_schedule import check_grid
 from whale_tf.plan.grid import Action
 from whale_tf.plan.plan import Plan
@@ -69,7 +69,7 @@ class Binder:
                 for node in self.graph:
                     if self.roles.phase[node.name] == phase:
                         self.step_value(Ref(node.name))
-        outputs = [self.move(self._output(index, ref), HOST) for index, ref in enumerate(self.graph.outputs)]
+        outputs = [self._step_input(ref, HOST) for ref in self.graph.outputs]
         effects = self._effects()
         main = Graph.of(self.nodes.values(), outputs, effects)
         names = {
@@ -102,7 +102,7 @@ class Binder:
 
     def copyable(self, node: Node) -> bool:
         """Whether any device may compute the node for itself: it is stateless and depends on no example."""
-        if node.stateful or node.op in BOUNDARY or node.op == "Gradient" or node.name in self.plan.device_of:
+        if node.stateful or node.op in BOUNDARY_OPS | ALIAS_OPS or node.name in self.plan.device_of:
             return False
         return node.name not in self.graph or self.roles.phase[node.name] == FREE
 
@@ -310,7 +310,7 @@ class Binder:
             return self.merging.value(Ref(node.name))
         device = self.plan.device_of.get(node.name, HOST)
         inputs = [self._step_input(ref, device) for ref in node.inputs]
-        if node.op in ("Write", "Gradient"):
+        if node.op in ALIAS_OPS:
             return Placed(inputs[0], device)
         made = self.add(node.name, node.op, inputs, node.outputs, device, **node.attrs)
         self.nodes[made.node] = self.nodes[made.node].with_(stateful=node.stateful)
@@ -320,11 +320,6 @@ class Binder:
         if self.roles.per_micro_batch(ref.node) and self.graph[ref.node].op != "Variable":
             return self.move(self.merging.value(ref), device)
         return self.step_on(ref, device)
-
-    def _output(self, index: int, ref: Ref) -> Placed:
-        if self.roles.per_micro_batch(ref.node) and self.graph[ref.node].op != "Variable":
-            return self.merging.value(ref)
-        return Placed(self.step_on(ref, HOST), HOST)
 
     def _effects(self) -> list[str]:
         """Assignments, each after its variable was read; `hold_assignments` says what else they wait for."""
@@ -340,7 +335,7 @@ class Binder:
                     effects.append(self.step_value(Ref(name)).ref.node)
                 continue
             variable, home = variable_of(node), self.plan.home_of.get(variable_of(node), HOST)
-            value = self._final(node, home)
+            value = self._step_input(Ref(name), home)
             kind = self.type_of(value)
             control = tuple(reads.get(variable, ()))
             assign = self.add(
@@ -350,11 +345,6 @@ class Binder:
             effects.append(assign.node)
         return effects
 
-    def _final(self, node: Node, device: int) -> Ref:
-        if self.roles.per_micro_batch(node.name):
-            return self.move(self.merging.value(Ref(node.name)), device)
-        return self.step_on(Ref(node.name), device)
-
 
 def _passed(graph: Graph) -> Iterator[Ref]:
     """What a stage function takes and gives."""
@@ -362,5 +352,4 @@ def _passed(graph: Graph) -> Iterator[Ref]:
     yield from graph.outputs
 
 
-BOUNDARY = frozenset({"Input", "Variable", "Captured", "Handle", "Write"})
 NO_VALUES = frozenset({"resource", "variant"})

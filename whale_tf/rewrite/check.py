@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from whale_tf.errors import InternalError
-from whale_tf.ir.graph import BOUNDARY_OPS, Graph, Node, Ref
+from whale_tf.ir.graph import ALIAS_OPS, BOUNDARY_OPS, Graph, Node, Ref
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.roles import FREE, Roles, variable_of
 from whale_tf.rewrite.bind import Variant
@@ -25,7 +25,6 @@ from whale_tf.rewrite.fold_random import SEEDS
 from whale_tf.rewrite.program import Program
 
 _SHOWN_OFFENDERS = 20
-_ALIASES = frozenset({"Write", "Gradient"})
 
 
 def check(
@@ -86,7 +85,7 @@ def _wrong_stages(variant: Variant, needed: Iterable[str], size: str) -> Iterato
                 where.setdefault(node.name, []).append(key)
     for name in needed:
         node, keys = graph[name], where.get(name, [])
-        if node.op in BOUNDARY_OPS or node.op in _ALIASES:
+        if node.op in BOUNDARY_OPS or node.op in ALIAS_OPS:
             continue
         if roles.per_micro_batch(name):
             if len(keys) != 1:
@@ -142,7 +141,7 @@ def _wrong_copies(
     somewhere = {node.name for function in functions for node in function.graph}
     for node in once:
         copies = list(images.get(node.name, ()))
-        if node.op in BOUNDARY_OPS or node.op in _ALIASES:
+        if node.op in BOUNDARY_OPS or node.op in ALIAS_OPS:
             continue
         if node.stateful or roles.phase[node.name] != FREE:
             if len(copies) != 1:

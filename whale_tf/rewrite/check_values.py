@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from whale_tf.ir.graph import Graph, Node, Ref
+from whale_tf.ir.graph import ALIAS_OPS, Graph, Node, Ref
 from whale_tf.plan.roles import Roles, variable_of
 from whale_tf.rewrite.check_calls import Calls, Part
 from whale_tf.rewrite.check_sums import ADDED, CHANGED, JOINED, Sum, Term, differences, scaled
@@ -102,7 +102,7 @@ class Correspondence:
             yield from self._gradient(given, target)
         elif target.name in self.graph and self.roles.per_micro_batch(target.name):
             yield from self._merge(given, wanted)
-        elif target.op in ("Write", "Gradient"):
+        elif target.op in ALIAS_OPS:
             self.stack.append((given, target.inputs[0]))
         elif _same(node, target) and given.index == wanted.index:
             self.images.setdefault(target.name, {})[node.name] = None

@@ -13,10 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from whale_tf.ir.graph import DType, Graph, Node, Ref, Shape, TensorType
+from whale_tf.ir.graph import ALIAS_OPS, BOUNDARY_OPS, DType, Graph, Node, Ref, Shape, TensorType
 from whale_tf.plan.roles import FREE, Roles, variable_of
-
-BACKWARD_KINDS = frozenset({"B", "I", "W"})
 
 
 class Key(NamedTuple):
@@ -180,9 +178,8 @@ def _wanted(graph: Graph, roles: Roles, parts: Mapping[str, Key]) -> dict[Key, l
 def _constant(graph: Graph, roles: Roles) -> set[str]:
     """The stateless nodes that are computed from constants alone, which any function may have its own copy of."""
     constant: set[str] = set()
-    boundary = {"Input", "Variable", "Captured", "Handle", "Write", "Gradient"}
     for node in graph:
-        pure = roles.phase[node.name] == FREE and node.op not in boundary and not node.stateful
+        pure = roles.phase[node.name] == FREE and node.op not in BOUNDARY_OPS | ALIAS_OPS and not node.stateful
         if pure and all(ref.node in constant for ref in node.inputs):
             constant.add(node.name)
     return constant

@@ -10,7 +10,7 @@ What runs per micro-batch keeps its own.
 
 from __future__ import annotations
 
-from whale_tf.ir.graph import BOUNDARY_OPS, Graph, Node, Ref
+from whale_tf.ir.graph import ALIAS_OPS, BOUNDARY_OPS, Graph, Node, Ref
 from whale_tf.plan.roles import FREE, Roles
 
 
@@ -39,9 +39,7 @@ def use_whole_batch(graph: Graph, roles: Roles, whole: Graph) -> Graph:
         stack = [name]
         while stack:
             node, there = graph[stack[-1]], whole.nodes.get(stack[-1])
-            free = (
-                roles.phase[node.name] == FREE and node.op not in BOUNDARY_OPS and node.op not in ("Write", "Gradient")
-            )
+            free = roles.phase[node.name] == FREE and node.op not in BOUNDARY_OPS | ALIAS_OPS
             if not free or there is None or there.op != node.op:
                 differs[node.name] = False
             missing = [ref.node for ref in node.inputs if free and ref.node not in differs]

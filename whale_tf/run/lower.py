@@ -13,7 +13,7 @@ from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
 from tensorflow.python.eager import context  # private; tried with 2.21
 from tensorflow.python.framework import op_def_registry  # private; tried with 2.21
 
-from whale_tf.ir.graph import DType, Function, Graph, Node, Opaque, Ref, Shape, TensorType
+from whale_tf.ir.graph import ALIAS_OPS, DType, Function, Graph, Node, Opaque, Ref, Shape, TensorType
 from whale_tf.rewrite.program import Program
 
 HOST = "/job:localhost/replica:0/task:0/device:CPU:0"
@@ -112,7 +112,7 @@ class _Writer:
         extra: Sequence[str] = (),
     ) -> Any:
         """Adds a NodeDef; `extra` inputs come first. A Write or Gradient is only another name for what it takes."""
-        if node.op in ("Write", "Gradient"):
+        if node.op in ALIAS_OPS:
             self.aliases[node.name] = node.inputs[0]
             return None
         kind = op or node.op
