@@ -1,0 +1,89 @@
+// What ranks say to one another: collectives and messages over lists of tensors.
+//
+// A Communicator stands for one rank. Every call returns at once and runs `done` exactly once, on a thread of the
+// communicator, when the rank's part is over: its outputs are written and nobody reads its inputs any more. What a call
+// points at stays alive until then.
+//
+//   MemoryCommunicator   ranks are devices of one process: they read one another's buffers directly
+//   MessageCommunicator  ranks are processes: algorithms over a Transport that sends bytes (MPI)
+//
+// A communicator says who keeps buffers alive after an error: those of a MemoryCommunicator are free once `done` has
+// run; those of a MessageCommunicator must never be freed after a status that is not ok, since messages may still be
+// under way.
+//
+// Sums are made in the order of the ranks, whatever arrives first, and all ranks get the same bits.
+
+#ifndef WHALE_KERNELS_COMMUNICATOR_COMMUNICATOR_H_
+#define WHALE_KERNELS_COMMUNICATOR_COMMUNICATOR_H_
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "kernels/communicator/status.h"
+#include "kernels/communicator/types.h"
+
+namespace whale {
+
+using Done = std::function<void(const Status&)>;
+
+// One tensor of a list. Sizes count elements. `in` may equal `out` where both have the same size (AllReduce, AllToAll,
+// Broadcast, all of them among one rank); otherwise they must not overlap.
+struct Piece {
+  const void* in;
+  void* out;
+  int64_t count;
+};
+
+// Which collective it is: all its ranks give the same.
+struct Call {
+  std::string op;          // the name of the operation, for errors
+  int64_t id;              // from 0 to 2^26 - 1; calls of one id pair up in the order in which each rank makes them
+  int64_t step = 0;        // tells calls of one id in flight together apart; only within a process
+  std::vector<int> ranks;  // who takes part, in the order of the result
+};
+
+// What a message is like: the sender tells the receiver.
+struct Header {
+  DataType type = DataType::kFloat32;
+  std::vector<int64_t> shape;
+};
+
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+
+  // out = scale * the reduction of all ranks' in. kMean divides by the number of ranks; `scale` is for sums and means
+  // of floats only.
+  virtual void AllReduce(const Call& call, DataType type, Reduction reduction, double scale,
+                         std::vector<Piece> pieces, Done done) = 0;
+  // in has ranks.size() * count elements; the rank at place k of `ranks` gets the k-th part of the reduction.
+  virtual void ReduceScatter(const Call& call, DataType type, Reduction reduction, double scale,
+                             std::vector<Piece> pieces, Done done) = 0;
+  // out has ranks.size() * count elements: the ranks' in, one after another.
+  virtual void AllGather(const Call& call, DataType type, std::vector<Piece> pieces, Done done) = 0;
+  // in and out have ranks.size() * count elements: part k goes to the rank at place k.
+  virtual void AllToAll(const Call& call, DataType type, std::vector<Piece> pieces, Done done) = 0;
+  // out = in of the rank at place `root`; in of the others is not looked at and may be null.
+  virtual void Broadcast(const Call& call, DataType type, int root, std::vector<Piece> pieces, Done done) = 0;
+  virtual void Barrier(const Call& call, Done done) = 0;
+
+  // To and from one rank (a number below size(), not a place): call.ranks is not looked at. Messages with the same id
+  // from one rank to another arrive in the order in which they were sent.
+  virtual void Send(const Call& call, int to, const Header& header, const void* data, Done done) = 0;
+  // `allocate` is told what comes and gives where it is to be written.
+  virtual void Receive(const Call& call, int from, std::function<void*(const Header&)> allocate, Done done) = 0;
+
+  // Ends every call in flight, and every later one, with this status. The first of several wins.
+  virtual void Abort(const Status& status) = 0;
+  // Ends one call of this rank that is in flight, for the ranks of a memory communicator all of it, with this status.
+  virtual void Cancel(const Call& call, const Status& status) = 0;
+};
+
+}  // namespace whale
+
+#endif  // WHALE_KERNELS_COMMUNICATOR_COMMUNICATOR_H_

@@ -1,0 +1,159 @@
+#include "kernels/communicator/mpi_transport.h"
+
+#include <algorithm>
+
+namespace whale {
+namespace {
+
+constexpr int64_t kMostBytes = int64_t{1} << 30;  // of one of MPI's messages: below the largest int
+
+}  // namespace
+
+Status MpiTransport::Start(const std::string& path, std::unique_ptr<Transport>* transport) {
+  std::unique_ptr<MpiTransport> made(new MpiTransport);
+  Status status = mpi::Load(path, &made->mpi_);
+  if (status.ok()) status = made->Join();
+  if (status.ok()) *transport = std::move(made);
+  return status;
+}
+
+Status MpiTransport::Check(int code, const std::string& what) const {
+  if (code == mpi::kSuccess) return Status();
+  char text[mpi::kMaxErrorString] = "";
+  int length = 0;
+  if (mpi_.Error_string(code, text, &length) != mpi::kSuccess) length = 0;
+  return Status(Code::kUnavailable, "MPI failed at " + what + ": " + std::string(text, length));
+}
+
+Status MpiTransport::Join() {
+  int initialized = 0;
+  int provided = 0;
+  Status status = Check(mpi_.Initialized(&initialized), "MPI_Initialized");
+  if (!status.ok()) return status;
+  if (initialized) {
+    status = Check(mpi_.Query_thread(&provided), "MPI_Query_thread");
+  } else {
+    status = Check(mpi_.Init_thread(nullptr, nullptr, mpi::kThreadSerialized, &provided), "MPI_Init_thread");
+    finalizes_ = status.ok();
+  }
+  if (!status.ok()) return status;
+  if (provided < mpi::kThreadSerialized) {
+    return Status(Code::kUnavailable,
+                  "this MPI cannot be used beside other threads: it offers the thread level " +
+                      std::to_string(provided) + " and MPI_THREAD_SERIALIZED (" +
+                      std::to_string(mpi::kThreadSerialized) + ") is needed.");
+  }
+  const mpi::Comm world = mpi::HandleOf<mpi::Comm>(mpi::kCommWorld);
+  // A communicator of its own: the script may use MPI too.
+  status = Check(mpi_.Comm_dup(world, &world_), "MPI_Comm_dup");
+  if (status.ok()) {
+    const mpi::Errhandler errors_return = mpi::HandleOf<mpi::Errhandler>(mpi::kErrorsReturn);
+    status = Check(mpi_.Comm_set_errhandler(world_, errors_return), "MPI_Comm_set_errhandler");
+  }
+  if (status.ok()) status = Check(mpi_.Comm_rank(world_, &rank_), "MPI_Comm_rank");
+  if (status.ok()) status = Check(mpi_.Comm_size(world_, &size_), "MPI_Comm_size");
+  int* bound = nullptr;
+  int found = 0;
+  if (status.ok()) {
+    status = Check(mpi_.Comm_get_attr(world, mpi::kTagUpperBound, &bound, &found), "MPI_Comm_get_attr");
+  }
+  max_tag_ = found && bound != nullptr ? *bound : 32767;  // what every MPI has
+  return status;
+}
+
+std::shared_ptr<Transfer> MpiTransport::Send(int to, int tag, const void* data, int64_t bytes) {
+  return Post(bytes, false, [&](int64_t begin, int count, mpi::Request* request) {
+    return mpi_.Isend(static_cast<const char*>(data) + begin, count, mpi::HandleOf<mpi::Datatype>(mpi::kByte), to, tag,
+                      world_, request);
+  });
+}
+
+std::shared_ptr<Transfer> MpiTransport::Receive(int from, int tag, void* data, int64_t bytes) {
+  return Post(bytes, true, [&](int64_t begin, int count, mpi::Request* request) {
+    return mpi_.Irecv(static_cast<char*>(data) + begin, count, mpi::HandleOf<mpi::Datatype>(mpi::kByte), from, tag,
+                      world_, request);
+  });
+}
+
+template <typename Begin>
+std::shared_ptr<Transfer> MpiTransport::Post(int64_t bytes, bool is_receive, const Begin& begin_part) {
+  auto pending = std::make_shared<Pending>(Pending{std::make_shared<Transfer>(), 0, is_receive});
+  int64_t begin = 0;
+  do {
+    const int count = static_cast<int>(std::min(bytes - begin, kMostBytes));
+    mpi::Request request = nullptr;
+    const int code = begin_part(begin, count, &request);
+    if (code != mpi::kSuccess) {
+      pending->transfer->status = Check(code, is_receive ? "MPI_Irecv" : "MPI_Isend");
+      break;
+    }
+    requests_.push_back(request);
+    owners_.push_back(pending);
+    ++pending->parts;
+    begin += count;
+  } while (begin < bytes);
+  pending->transfer->done = pending->parts == 0;
+  return pending->transfer;
+}
+
+bool MpiTransport::Poll() {
+  const int count = static_cast<int>(requests_.size());
+  if (count == 0) return false;
+  indices_.resize(count);
+  statuses_.resize(count);
+  int done = 0;
+  const int code = mpi_.Testsome(count, requests_.data(), &done, indices_.data(), statuses_.data());
+  if (code != mpi::kSuccess && code != mpi::kErrorInStatus) {
+    int error_class = 0;
+    if (mpi_.Error_class(code, &error_class) != mpi::kSuccess || error_class != mpi::kErrorInStatus) {
+      const Status status = Check(code, "MPI_Testsome");
+      for (const auto& owner : owners_) {
+        owner->transfer->status = status;
+        owner->transfer->done = true;
+      }
+      requests_.clear();
+      owners_.clear();
+      return true;
+    }
+  }
+  if (done == mpi::kUndefined || done == 0) return false;
+  for (int i = 0; i < done; ++i) {
+    std::shared_ptr<Pending>& owner = owners_[indices_[i]];
+    Finish(owner.get(), statuses_[i], code != mpi::kSuccess);
+    owner = nullptr;
+  }
+  // The order of what stays must not change anything, and does not: MPI matched the messages when they were posted.
+  size_t kept = 0;
+  for (size_t i = 0; i < owners_.size(); ++i) {
+    if (owners_[i] == nullptr) continue;
+    std::swap(owners_[kept], owners_[i]);
+    requests_[kept++] = requests_[i];
+  }
+  owners_.resize(kept);
+  requests_.resize(kept);
+  return true;
+}
+
+void MpiTransport::Finish(Pending* pending, const mpi::MessageStatus& status, bool failed) {
+  Transfer& transfer = *pending->transfer;
+  int error_class = mpi::kSuccess;
+  if (failed && status.error != mpi::kSuccess && mpi_.Error_class(status.error, &error_class) == mpi::kSuccess) {
+    transfer.status = error_class == mpi::kErrorTruncate
+                          ? Status(Code::kInvalidArgument, "a message is longer than what was expected.")
+                          : Check(status.error, "a message");
+  }
+  int bytes = 0;
+  const mpi::Datatype byte = mpi::HandleOf<mpi::Datatype>(mpi::kByte);
+  // Of a send the count means nothing, and its bytes are known.
+  if (error_class == mpi::kSuccess && transfer.status.ok() && pending->is_receive &&
+      mpi_.Get_count(&status, byte, &bytes) == mpi::kSuccess) {
+    transfer.bytes += bytes;
+  }
+  transfer.done = --pending->parts == 0;
+}
+
+void MpiTransport::Close(bool clean) {
+  if (clean && finalizes_) mpi_.Finalize();
+}
+
+}  // namespace whale

@@ -1,0 +1,66 @@
+// What a rank brings to a collective, in a form that ranks can compare.
+
+#ifndef WHALE_KERNELS_COMMUNICATOR_OFFER_H_
+#define WHALE_KERNELS_COMMUNICATOR_OFFER_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels/communicator/communicator.h"
+#include "kernels/communicator/reduce.h"
+
+namespace whale {
+
+enum class Collective : int32_t { kAllReduce, kReduceScatter, kAllGather, kAllToAll, kBroadcast, kBarrier };
+
+const char* NameOf(Collective collective);
+
+// Plain bytes: processes send it to one another as it is.
+struct Offer {
+  static constexpr int kShown = 8;
+
+  Collective collective = Collective::kBarrier;
+  DataType type = DataType::kBytes;
+  Reduction reduction = Reduction::kSum;
+  int32_t root = 0;
+  double scale = 1.0;
+  int64_t pieces = 0;
+  int64_t elements = 0;
+  uint64_t group = 0;           // a hash of the call's ranks
+  uint64_t hash = 0;            // of all the pieces' sizes
+  int64_t counts[kShown] = {};  // of the first pieces, to say where two ranks differ
+};
+
+// A collective as one rank calls it.
+struct CollectiveCall {
+  Call call;
+  Collective collective = Collective::kBarrier;
+  Arithmetic arithmetic;
+  int root = 0;
+  std::vector<Piece> pieces;
+};
+
+Offer OfferOf(const CollectiveCall& call);
+
+// How the offers of two ranks differ, as in "rank 0 gives 2 tensors and rank 1 gives 3"; empty where they fit.
+std::string Difference(const Offer& mine, int my_rank, const Offer& other, int other_rank);
+
+// Ok, or kInvalidArgument: `rank` must be one of the call's ranks, which are below `size` and each there once.
+Status CheckCall(const CollectiveCall& call, int rank, int size);
+
+// The place of `rank` in `ranks`, or -1.
+int PlaceOf(int rank, const std::vector<int>& ranks);
+
+// "rank 3", "ranks 0, 3".
+std::string NamesOf(const std::vector<int>& ranks);
+
+// "all-reduce 'grads/AllReduce'"
+std::string Title(const CollectiveCall& call);
+
+// "300", "0.25"
+std::string Seconds(double seconds);
+
+}  // namespace whale
+
+#endif  // WHALE_KERNELS_COMMUNICATOR_OFFER_H_

@@ -1,0 +1,260 @@
+#include "kernels/communicator/progress.h"
+
+#include <algorithm>
+#include <thread>
+#include <utility>
+
+namespace whale {
+namespace {
+
+using std::chrono::microseconds;
+
+// Of one message between processes that are both awake: worth to poll for.
+constexpr microseconds kPoll(20);
+// Others that share the core get it, but this thread is back soon.
+constexpr microseconds kYield(200);
+constexpr microseconds kShortestSleep(20);
+constexpr microseconds kLongestSleep(200);
+
+Status CheckTags(const Transport& transport) {
+  constexpr int64_t kNeeded = (int64_t{1} << 26) * kPhases - 1;
+  if (transport.max_tag() >= kNeeded) return Status();
+  return Status(Code::kUnavailable, "this MPI has too few tags: its MPI_TAG_UB is " +
+                                        std::to_string(transport.max_tag()) + ", and " + std::to_string(kNeeded) +
+                                        " is needed.");
+}
+
+// Keeps what the transport may still use until the process ends.
+void KeepForEver(std::shared_ptr<Progress> progress) {
+  static std::mutex* const mutex = new std::mutex;
+  static auto* const kept = new std::vector<std::shared_ptr<Progress>>;
+  std::lock_guard<std::mutex> lock(*mutex);
+  kept->push_back(std::move(progress));
+}
+
+}  // namespace
+
+Status Progress::Run(Start start, double timeout_seconds) {
+  timeout_ = timeout_seconds;
+  // The thread holds this object, so that it may be left alone where it does not come back from the transport.
+  std::thread([self = shared_from_this(), start = std::move(start)] { self->Loop(start); }).detach();
+  std::unique_lock<std::mutex> lock(mutex_);
+  if (changed_.wait_until(lock, Clock::now() + DurationOf(timeout_seconds), [this] { return started_; })) {
+    return start_status_;
+  }
+  return Status(Code::kDeadlineExceeded,
+                "the world of processes did not start within " + Seconds(timeout_seconds) +
+                    " s: some ranks have not called it.");
+}
+
+void Progress::Loop(const Start& start) {
+  Status status = start(&transport_);
+  if (status.ok()) status = CheckTags(*transport_);
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (status.ok()) {
+      rank_ = transport_->rank();
+      size_ = transport_->size();
+    }
+    start_status_ = status;
+    started_ = true;
+    finished_ = !status.ok();
+  }
+  changed_.notify_all();
+  if (!status.ok()) return;
+  Clock::time_point last_move = Clock::now();
+  while (true) {
+    if (news_.exchange(false)) {
+      TakeCalls();
+      last_move = Clock::now();
+    }
+    const bool moved = AdvanceAll();
+    const Clock::time_point now = Clock::now();
+    if (moved) {
+      last_move = now;
+    } else {
+      EndLate(now);
+    }
+    bool over = false;
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      if (channels_.empty() && !news_) {
+        changed_.wait(lock, [this] { return news_ || stop_; });
+        over = stop_ && !news_;
+        last_move = Clock::now();
+      } else if (stop_ && now >= stop_by_) {
+        lock.unlock();
+        EndAll(Status(Code::kUnavailable, "the world of processes was left while the call was in flight."));
+      }
+    }
+    if (over) break;
+    if (!moved) Rest(last_move);
+  }
+  if (!failed_.empty()) KeepForEver(shared_from_this());
+  transport_->Close(clean_);
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    finished_ = true;
+  }
+  changed_.notify_all();
+}
+
+void Progress::TakeCalls() {
+  std::vector<Entry> added;
+  std::vector<Cancellation> cancellations;
+  Status ended;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    added = std::move(added_);
+    cancellations = std::move(cancellations_);
+    added_.clear();
+    cancellations_.clear();
+    if (abort_) ended = ended_;
+  }
+  for (Entry& entry : added) {
+    auto broken = broken_.find(entry.channel);
+    if (broken != broken_.end()) {
+      entry.done(broken->second);
+      continue;
+    }
+    entry.moved_at = Clock::now();
+    channels_[entry.channel].push_back(std::move(entry));
+  }
+  for (const Cancellation& cancellation : cancellations) ApplyCancellation(cancellation);
+  if (!ended.ok()) {
+    clean_ = false;
+    EndAll(ended);
+  }
+}
+
+bool Progress::AdvanceAll() {
+  bool moved = transport_->Poll();
+  const Engine engine{transport_.get(), &blocks_};
+  std::vector<std::pair<Channel, Status>> over;
+  for (auto& [channel, entries] : channels_) {
+    Entry& entry = entries.front();
+    bool is_over = false;
+    const Status status = entry.operation->Advance(engine, &is_over);
+    if (entry.operation->moves() != entry.moves) {
+      entry.moves = entry.operation->moves();
+      entry.moved_at = Clock::now();
+      moved = true;
+    }
+    if (is_over || !status.ok()) over.emplace_back(channel, status);
+  }
+  for (const auto& [channel, status] : over) Finish(channel, status);
+  return moved || !over.empty();
+}
+
+void Progress::Finish(const Channel& channel, const Status& status) {
+  auto found = channels_.find(channel);
+  std::deque<Entry> ended;
+  if (status.ok()) {
+    ended.push_back(std::move(found->second.front()));
+    found->second.pop_front();
+    if (!found->second.empty()) found->second.front().moved_at = Clock::now();
+  } else {
+    clean_ = false;
+    broken_.emplace(channel, status);
+    ended = std::move(found->second);
+    found->second.clear();
+  }
+  if (found->second.empty()) channels_.erase(found);
+  for (Entry& entry : ended) {
+    if (!status.ok()) failed_.push_back(std::move(entry.operation));
+    entry.operation.reset();
+    entry.done(status);
+  }
+}
+
+void Progress::EndAll(const Status& status) {
+  while (!channels_.empty()) Finish(channels_.begin()->first, status);
+}
+
+void Progress::ApplyCancellation(const Cancellation& cancellation) {
+  std::vector<Channel> cancelled;
+  for (const auto& [channel, entries] : channels_) {
+    const bool has_it = channel.id == cancellation.id &&
+                        std::any_of(entries.begin(), entries.end(),
+                                    [&](const Entry& entry) { return entry.step == cancellation.step; });
+    if (has_it) cancelled.push_back(channel);
+  }
+  for (const Channel& channel : cancelled) Finish(channel, cancellation.status);
+}
+
+void Progress::EndLate(Clock::time_point now) {
+  const double seconds = timeout_;
+  const Clock::duration allowed = DurationOf(seconds);
+  std::vector<std::pair<Channel, Status>> late;
+  for (const auto& [channel, entries] : channels_) {
+    const Entry& entry = entries.front();
+    if (now - entry.moved_at < allowed) continue;
+    late.emplace_back(channel, Status(Code::kDeadlineExceeded, entry.operation->title() + " waited " +
+                                                                   Seconds(seconds) + " s for " +
+                                                                   NamesOf(entry.operation->WaitsFor()) + "."));
+  }
+  for (const auto& [channel, status] : late) Finish(channel, status);
+}
+
+void Progress::Rest(Clock::time_point last_move) {
+  const Clock::duration still = Clock::now() - last_move;
+  if (still < kPoll) return;
+  if (still < kYield) {
+    std::this_thread::yield();
+    return;
+  }
+  // The longer nothing has come, the longer until it is looked at again: a tenth of that.
+  const Clock::duration sleep = std::clamp<Clock::duration>(still / 10, kShortestSleep, kLongestSleep);
+  std::unique_lock<std::mutex> lock(mutex_);
+  changed_.wait_for(lock, sleep, [this] { return news_.load(); });
+}
+
+void Progress::Add(Entry entry) {
+  Status ended;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    ended = ended_;
+    if (ended.ok()) {
+      added_.push_back(std::move(entry));
+      news_ = true;
+    }
+  }
+  if (ended.ok()) {
+    changed_.notify_all();
+  } else {
+    entry.done(ended);
+  }
+}
+
+void Progress::Abort(const Status& status) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    if (!ended_.ok()) return;
+    ended_ = status;
+    abort_ = true;
+    news_ = true;
+  }
+  changed_.notify_all();
+}
+
+void Progress::Cancel(int64_t id, int64_t step, const Status& status) {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    cancellations_.push_back({id, step, status});
+    news_ = true;
+  }
+  changed_.notify_all();
+}
+
+void Progress::Stop(double seconds) {
+  std::unique_lock<std::mutex> lock(mutex_);
+  if (ended_.ok()) ended_ = Status(Code::kUnavailable, "this process has left the world of processes.");
+  if (!stop_) {
+    stop_ = true;
+    stop_by_ = Clock::now() + DurationOf(seconds);
+  }
+  changed_.notify_all();
+  changed_.wait_until(lock, Clock::now() + DurationOf(2 * seconds), [this] { return finished_; });
+}
+
+}  // namespace whale

@@ -1,0 +1,46 @@
+// What the kernels of all operations over a communicator have in common: finding it, cancellation, and the one end.
+
+#ifndef WHALE_KERNELS_OPS_CALL_H_
+#define WHALE_KERNELS_OPS_CALL_H_
+
+#include <memory>
+
+#include "kernels/communicator/communicator.h"
+#include "kernels/ops/worlds.h"
+#include "tensorflow/core/framework/op_kernel.h"
+#include "tensorflow/core/framework/tensor.h"
+
+namespace whale {
+
+// TensorFlow's status for the communicator's, with the same message.
+absl::Status ToTensorFlow(const Status& status);
+
+// kBytes for what can only be moved: its count of elements is then a count of bytes.
+DataType ToWhale(tensorflow::DataType type);
+int64_t CountOf(const tensorflow::Tensor& tensor);
+
+// The memory of a tensor; null if it has none.
+void* MemoryOf(const tensorflow::Tensor& tensor);
+
+// "tensor 1 of 3, float [5,2], on rank 0"
+std::string Describe(const tensorflow::Tensor& tensor, int index, int count, int rank);
+
+// An operation whose result comes when other ranks have made the same call. It occupies no thread while it waits.
+class CallKernel : public tensorflow::AsyncOpKernel {
+ public:
+  explicit CallKernel(tensorflow::OpKernelConstruction* context);
+  void ComputeAsync(tensorflow::OpKernelContext* context, DoneCallback done) final;
+
+ protected:
+  // Allocates the outputs and makes the call. An error means that the call was not made.
+  virtual absl::Status Start(tensorflow::OpKernelContext* context, Communicator* communicator, const Call& call,
+                             Done done) = 0;
+
+ private:
+  Place place_;
+  int64_t id_ = 0;
+};
+
+}  // namespace whale
+
+#endif  // WHALE_KERNELS_OPS_CALL_H_

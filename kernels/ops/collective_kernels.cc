@@ -1,0 +1,186 @@
+// The kernels of the collectives: tensors to pieces, and the communicator's call.
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/communicator/reduce.h"
+#include "kernels/ops/call.h"
+
+namespace whale {
+namespace {
+
+using tensorflow::OpKernelConstruction;
+using tensorflow::OpKernelContext;
+using tensorflow::Tensor;
+using tensorflow::TensorShape;
+
+// A collective over a list. Which of its calls it is, and how shapes change, is what the classes below say.
+class CollectiveKernel : public CallKernel {
+ public:
+  using CallKernel::CallKernel;
+
+ protected:
+  enum class Memory { kMayBeTheInputs, kItsOwn };
+
+  // Makes a piece of each input and output. `shape_of` gives the output's shape, or says why the input does not do.
+  template <typename ShapeOf>
+  absl::Status MakePieces(OpKernelContext* context, Memory memory, ShapeOf shape_of, std::vector<Piece>* pieces) {
+    for (int i = 0; i < context->num_inputs(); ++i) {
+      const Tensor& input = context->input(i);
+      const void* in = MemoryOf(input);
+      TensorShape shape = input.shape();
+      TF_RETURN_IF_ERROR(shape_of(i, &shape));
+      Tensor* output = nullptr;
+      if (memory == Memory::kMayBeTheInputs) {
+        TF_RETURN_IF_ERROR(context->forward_input_or_allocate_output({i}, i, shape, &output));
+      } else {
+        TF_RETURN_IF_ERROR(context->allocate_output(i, shape, &output));
+      }
+      pieces->push_back(Piece{in, MemoryOf(*output), CountOf(*output)});
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status CheckRows(OpKernelContext* context, int index, const Call& call, int rank) const {
+    const Tensor& input = context->input(index);
+    const int64_t ranks = static_cast<int64_t>(call.ranks.size());
+    if (input.dims() > 0 && input.dim_size(0) % ranks == 0) return absl::OkStatus();
+    return absl::InvalidArgumentError("'" + name() + "': " + Describe(input, index, context->num_inputs(), rank) +
+                                      ", was expected to have a dimension 0 that is a multiple of " +
+                                      std::to_string(ranks) + ", the number of ranks");
+  }
+
+  // Room for `ranks` times as many rows, refused where there are none.
+  absl::Status CheckHasRows(OpKernelContext* context, int index, int rank) const {
+    const Tensor& input = context->input(index);
+    if (input.dims() > 0) return absl::OkStatus();
+    return absl::InvalidArgumentError("'" + name() + "': " + Describe(input, index, context->num_inputs(), rank) +
+                                      ", was expected to have a dimension 0, along which ranks are joined");
+  }
+};
+
+// What all-reduce and reduce-scatter share: a reduction and a scale.
+class ReducingKernel : public CollectiveKernel {
+ public:
+  explicit ReducingKernel(OpKernelConstruction* context) : CollectiveKernel(context) {
+    std::string reduction;
+    float scale = 1;
+    OP_REQUIRES_OK(context, context->GetAttr("reduction", &reduction));
+    OP_REQUIRES_OK(context, context->GetAttr("scale", &scale));
+    arithmetic_.type = ToWhale(context->input_type(0));
+    arithmetic_.scale = scale;
+    for (Reduction known : {Reduction::kSum, Reduction::kMean, Reduction::kMax, Reduction::kMin, Reduction::kProduct}) {
+      if (reduction == NameOf(known)) arithmetic_.reduction = known;
+    }
+    OP_REQUIRES(context, reduction == NameOf(arithmetic_.reduction),
+                absl::InvalidArgumentError("'" + name() + "': there is no reduction '" + reduction + "'"));
+    OP_REQUIRES_OK(context, ToTensorFlow(CheckArithmetic(name(), arithmetic_)));
+  }
+
+ protected:
+  Arithmetic arithmetic_;
+};
+
+class AllReduceKernel final : public ReducingKernel {
+ public:
+  using ReducingKernel::ReducingKernel;
+
+ protected:
+  absl::Status Start(OpKernelContext* context, Communicator* communicator, const Call& call, Done done) override {
+    std::vector<Piece> pieces;
+    auto same = [](int, TensorShape*) { return absl::OkStatus(); };
+    TF_RETURN_IF_ERROR(MakePieces(context, Memory::kMayBeTheInputs, same, &pieces));
+    communicator->AllReduce(call, arithmetic_.type, arithmetic_.reduction, arithmetic_.scale, std::move(pieces),
+                            std::move(done));
+    return absl::OkStatus();
+  }
+};
+
+class ReduceScatterKernel final : public ReducingKernel {
+ public:
+  using ReducingKernel::ReducingKernel;
+
+ protected:
+  absl::Status Start(OpKernelContext* context, Communicator* communicator, const Call& call, Done done) override {
+    std::vector<Piece> pieces;
+    auto part = [&](int i, TensorShape* shape) {
+      TF_RETURN_IF_ERROR(CheckRows(context, i, call, communicator->rank()));
+      shape->set_dim(0, shape->dim_size(0) / static_cast<int64_t>(call.ranks.size()));
+      return absl::OkStatus();
+    };
+    TF_RETURN_IF_ERROR(MakePieces(context, Memory::kItsOwn, part, &pieces));
+    communicator->ReduceScatter(call, arithmetic_.type, arithmetic_.reduction, arithmetic_.scale, std::move(pieces),
+                                std::move(done));
+    return absl::OkStatus();
+  }
+};
+
+class AllGatherKernel final : public CollectiveKernel {
+ public:
+  using CollectiveKernel::CollectiveKernel;
+
+ protected:
+  absl::Status Start(OpKernelContext* context, Communicator* communicator, const Call& call, Done done) override {
+    std::vector<Piece> pieces;
+    const int64_t ranks = static_cast<int64_t>(call.ranks.size());
+    auto joined = [&](int i, TensorShape* shape) {
+      TF_RETURN_IF_ERROR(CheckHasRows(context, i, communicator->rank()));
+      return shape->SetDimWithStatus(0, shape->dim_size(0) * ranks);
+    };
+    TF_RETURN_IF_ERROR(MakePieces(context, Memory::kItsOwn, joined, &pieces));
+    for (Piece& piece : pieces) piece.count /= ranks;
+    communicator->AllGather(call, ToWhale(context->input_dtype(0)), std::move(pieces), std::move(done));
+    return absl::OkStatus();
+  }
+};
+
+class AllToAllKernel final : public CollectiveKernel {
+ public:
+  using CollectiveKernel::CollectiveKernel;
+
+ protected:
+  absl::Status Start(OpKernelContext* context, Communicator* communicator, const Call& call, Done done) override {
+    std::vector<Piece> pieces;
+    auto same = [&](int i, TensorShape*) { return CheckRows(context, i, call, communicator->rank()); };
+    // Not in place: a part that comes would overwrite one that has yet to go, and the communicator would have to copy.
+    TF_RETURN_IF_ERROR(MakePieces(context, Memory::kItsOwn, same, &pieces));
+    for (Piece& piece : pieces) piece.count /= static_cast<int64_t>(call.ranks.size());
+    communicator->AllToAll(call, ToWhale(context->input_dtype(0)), std::move(pieces), std::move(done));
+    return absl::OkStatus();
+  }
+};
+
+class BroadcastKernel final : public CollectiveKernel {
+ public:
+  explicit BroadcastKernel(OpKernelConstruction* context) : CollectiveKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("root", &root_));
+  }
+
+ protected:
+  absl::Status Start(OpKernelContext* context, Communicator* communicator, const Call& call, Done done) override {
+    const int ranks = static_cast<int>(call.ranks.size());
+    if (root_ >= ranks) {
+      return absl::InvalidArgumentError("'" + name() + "' on rank " + std::to_string(communicator->rank()) +
+                                        ": root " + std::to_string(root_) + " was expected to be a place among " +
+                                        std::to_string(ranks) + " ranks, from 0 on");
+    }
+    std::vector<Piece> pieces;
+    auto same = [](int, TensorShape*) { return absl::OkStatus(); };
+    TF_RETURN_IF_ERROR(MakePieces(context, Memory::kMayBeTheInputs, same, &pieces));
+    communicator->Broadcast(call, ToWhale(context->input_dtype(0)), root_, std::move(pieces), std::move(done));
+    return absl::OkStatus();
+  }
+
+ private:
+  int root_ = 0;
+};
+
+REGISTER_KERNEL_BUILDER(Name("WhaleAllReduce").Device(tensorflow::DEVICE_CPU), AllReduceKernel);
+REGISTER_KERNEL_BUILDER(Name("WhaleReduceScatter").Device(tensorflow::DEVICE_CPU), ReduceScatterKernel);
+REGISTER_KERNEL_BUILDER(Name("WhaleAllGather").Device(tensorflow::DEVICE_CPU), AllGatherKernel);
+REGISTER_KERNEL_BUILDER(Name("WhaleAllToAll").Device(tensorflow::DEVICE_CPU), AllToAllKernel);
+REGISTER_KERNEL_BUILDER(Name("WhaleBroadcast").Device(tensorflow::DEVICE_CPU), BroadcastKernel);
+
+}  // namespace
+}  // namespace whale
