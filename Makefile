@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/ready
 PYTEST := TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python -m pytest -n 2
 
-.PHONY: demo test test-long lint
+.PHONY: demo test test-long sanitize lint
 
 demo: $(READY)
 	$(VENV)/bin/python examples/train_gpt.py
@@ -15,12 +15,19 @@ test: $(READY)
 test-long: $(READY)
 	$(PYTEST) -m long
 
+sanitize: $(READY)
+	$(VENV)/bin/python tests/kernels/sanitize.py
+
 lint: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-$(READY): pyproject.toml setup.py $(wildcard protos/*.proto)
+# What the build needs is installed first, so that pip does not fetch TensorFlow a second time to build against it.
+$(READY): pyproject.toml setup.py $(wildcard protos/*.proto kernels/*/*)
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
+	$(VENV)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+		> $(VENV)/build-requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --requirement $(VENV)/build-requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --no-build-isolation --editable '.[test]'
 	touch $@

@@ -26,14 +26,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "capture": {"annotate", "ir"},
     "plan": {"ir", "annotate.cluster", "annotate.subgroup", "_protos"},
     "rewrite": {"ir", "plan"},
-    "run": {"ir", "plan", "rewrite"},
+    "world": set(),
+    "run": {"ir", "plan", "rewrite", "world"},
     "save": {"ir", "plan", "run"},
-    "parallelize": {"annotate", "capture", "ir", "plan", "rewrite", "run", "traces"},
-    "traces": {"annotate", "capture", "ir", "plan", "rewrite", "run"},
+    "parallelize": {"annotate", "capture", "ir", "plan", "rewrite", "run", "start", "traces"},
+    "traces": {"annotate", "capture", "ir", "plan", "rewrite", "run", "start"},
+    "start": {"annotate", "run", "world", "_protos"},
 }
-WITHOUT_TENSORFLOW = {"errors", "ir", "plan", "rewrite", "annotate.cluster", "annotate.subgroup"}
+WITHOUT_TENSORFLOW = {"errors", "ir", "plan", "rewrite", "world", "annotate.cluster", "annotate.subgroup"}
 TENSORFLOW = {"tensorflow", "keras", "keras_hub"}
-HOLDS_STATE = {"annotate.scopes", "annotate.devices"}
+HOLDS_STATE = {"annotate.scopes", "start"}
 MUTABLE = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
 MAKES_MUTABLE = {"list", "dict", "set", "defaultdict", "OrderedDict", "Counter", "deque", "count", "local"}
 MAKES_MUTABLE |= {"WeakKeyDictionary", "WeakValueDictionary", "WeakSet", "bytearray"}
@@ -187,7 +189,7 @@ BREAKS = [
     ("ir.graph", "from ..plan import plan", "ir imports whale_tf.plan.plan"),
     ("ir.graph", "from . import text, sharding\nfrom .. import run", "ir imports whale_tf.run"),
     ("plan.cost", "from whale_tf.annotate import cluster, scopes", "plan imports whale_tf.annotate.scopes"),
-    ("plan.cost", "from whale_tf.annotate.devices import init", "plan imports whale_tf.annotate.devices.init"),
+    ("plan.cost", "from whale_tf.annotate.devices import find", "plan imports whale_tf.annotate.devices.find"),
     ("rewrite.cut", "import whale_tf.run.step", "rewrite imports whale_tf.run.step"),
     ("run.step", "import whale_tf", "run imports whale_tf"),
     ("parallelize", "from whale_tf.save import export", "parallelize imports whale_tf.save.export"),

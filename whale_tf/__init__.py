@@ -11,7 +11,6 @@ The folders in this order are the data flow; `parallelize` is the compiler that 
 """
 
 from whale_tf.annotate.cluster import Cluster, Device, Link, VirtualDevice
-from whale_tf.annotate.devices import init
 from whale_tf.annotate.models import annotate
 from whale_tf.annotate.scopes import replica, stage
 from whale_tf.errors import (
@@ -29,6 +28,7 @@ from whale_tf.errors import (
 from whale_tf.parallelize import function
 from whale_tf.plan.plan import Plan
 from whale_tf.run.step import Step
+from whale_tf.start import init
 
 __all__ = [
     "BatchError",

@@ -18,6 +18,7 @@ from whale_tf.capture.translate import CapturedStep
 from whale_tf.errors import CaptureError
 from whale_tf.ir.dumps import Dumps
 from whale_tf.ir.graph import Graph
+from whale_tf.ir.text import print_graph
 from whale_tf.plan.composites import Composite
 from whale_tf.plan.losses import coupled_examples
 from whale_tf.plan.plan import Plan
@@ -32,8 +33,10 @@ from whale_tf.rewrite.hold_assignments import hold_assignments
 from whale_tf.rewrite.tell_apart import tell_apart
 from whale_tf.rewrite.whole_batch import depends_on_size, use_whole_batch
 from whale_tf.run.compiled import Compiled, Parts
+from whale_tf.run.processes import World, agree, canonical, digest_of, share_variables
 from whale_tf.run.signature import Arguments
 from whale_tf.run.step import Options, Step
+from whale_tf.start import current_world
 from whale_tf.traces import Captures, trace_at_sizes
 
 DUMP_VARIABLE = "WHALE_TF_DUMP"
@@ -104,7 +107,7 @@ def _compile(fn: Callable[..., Any], arguments: Arguments, options: Options, tol
     dump("captured", step.graph)
     roles = find_roles(step.graph, examples[0])
     if captured.probe is not None and depends_on_size(step.graph, roles, examples[0]):
-        graph = use_whole_batch(step.graph, roles, captured.probe[0])
+        graph = use_whole_batch(step.graph, roles, captured.probe[0].graph)
         step, roles = replace(step, graph=graph), find_roles(graph, examples[0])
         dump("whole_batch", graph, after="use_whole_batch")
     plan = make_plan(step.graph, roles, _facts(captured, options))
@@ -113,7 +116,7 @@ def _compile(fn: Callable[..., Any], arguments: Arguments, options: Options, tol
     }
     for size, each in zip(examples[1:], captured.steps[1:], strict=True):
         variants[size] = _variant(step.graph, each, captured, plan, size, dump)
-    program = Binder(step.graph, roles, plan, variants).bind()
+    program = Binder(step.graph, roles, plan, variants, arguments.fed).bind()
     dump("bound", program.main, after="bind")
     program = hold_assignments(program)
     check(step.graph, roles, plan, variants, program)
@@ -125,27 +128,48 @@ def _compile(fn: Callable[..., Any], arguments: Arguments, options: Options, tol
         if warning not in told:
             warnings.warn(warning, stacklevel=2)
             told.add(warning)
-    return Compiled(
-        Parts(
-            plan,
-            program,
-            {name: graph for each in captured.steps for name, graph in each.calls.items()},
-            {name: body for each in captured.steps for name, body in each.functions.items()},
-            step.variables,
-            step.captured,
-            lambda outputs: _result(step.trace, outputs),
-            lambda operation: line_of(step.trace, operation),
-            captured.steps,
-        )
+    parts = Parts(
+        plan,
+        program,
+        {name: graph for each in captured.all for name, graph in each.calls.items()},
+        {name: body for each in captured.all for name, body in each.functions.items()},
+        step.variables,
+        step.captured,
+        lambda outputs: _result(step.trace, outputs),
+        lambda operation: line_of(step.trace, operation),
+        captured.all,
+        current_world(),
     )
+    if parts.world is not None:
+        _meet(parts.world, getattr(fn, "__name__", "step"), arguments, step.graph, parts)
+    return Compiled(parts)
+
+
+def _meet(world: World, name: str, arguments: Arguments, graph: Graph, parts: Parts) -> None:
+    """Agrees with the other processes on what will run, and gives all the first one's variables."""
+
+    def text() -> str:
+        return canonical(print_graph(graph), parts.library)
+
+    shapes = [f"{name} {list(t.shape)}" for name, t in zip(arguments.names, arguments.tensors, strict=True)]
+    facts = {
+        "inputs": ", ".join(shapes) + (", fed" if arguments.fed else ""),
+        "layout": str(parts.plan.layout),
+        "variables": ", ".join(parts.variables),
+        "graph": digest_of(text()),
+        "plan": parts.plan.fingerprint[:16],
+        "program": digest_of(canonical(print_graph(parts.program.main), parts.library)),
+    }
+    agree(world, name, facts, text)
+    share_variables(world, parts.variables)
 
 
 def _facts(captured: Captures, options: Options) -> Facts:
     step = captured.steps[0]
-    other = captured.probe
+    other = (captured.probe[0].graph, captured.probe[1]) if captured.probe else None
     if other is None and len(captured.steps) > 1:
         other = captured.steps[1].graph, captured.examples[1]
-    devices = {name: index for index, name in enumerate(captured.layout.devices)}
+    devices = {name: index for index, name in reversed(list(enumerate(captured.layout.devices)))}  # the first process's
     homes = {name: devices.get(getattr(variable.handle, "device", ""), 0) for name, variable in step.variables.items()}
     return Facts(
         captured.request,

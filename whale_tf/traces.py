@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from whale_tf.annotate.devices import current_cluster
 from whale_tf.annotate.subgroup import Opened
 from whale_tf.capture.outside import Outside
 from whale_tf.capture.record import Restart, record
@@ -20,6 +19,7 @@ from whale_tf.rewrite.split_gradients import split_gradients
 from whale_tf.rewrite.whole_batch import depends_on_size
 from whale_tf.run.signature import Arguments, written_at
 from whale_tf.run.step import Options
+from whale_tf.start import current_cluster
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,12 @@ class Captures:
     request: Request
     layout: Layout
     sizes: tuple[tuple[int, ...], ...]
-    probe: tuple[Graph, int] | None = None
+    probe: tuple[CapturedStep, int] | None = None
+
+    @property
+    def all(self) -> tuple[CapturedStep, ...]:
+        """Every trace, also one that only parts of may be taken from."""
+        return (*self.steps, *([self.probe[0]] if self.probe else []))
 
 
 def trace_at_sizes(fn: Callable[..., Any], arguments: Arguments, options: Options) -> Captures:
@@ -128,12 +133,12 @@ def _open_about_size(graph: Graph, examples: int) -> bool:
     return depends_on_size(graph, find_roles(graph, examples), examples)
 
 
-def _probe(at: Callable[[int], CapturedStep], examples: int) -> tuple[Graph, int] | None:
+def _probe(at: Callable[[int], CapturedStep], examples: int) -> tuple[CapturedStep, int] | None:
     """The step at one more size, which tells a per-example output from one that only happens to be as long.
 
     A step that can only be traced at the size it runs at is not probed: then dim 0 decides.
     """
     try:
-        return at(examples).graph, examples
+        return at(examples), examples
     except Exception:  # the user's own code at a size it never asked for
         return None

@@ -1,4 +1,4 @@
-"""whale_tf.annotate.devices, with the 8 logical CPU devices of the tests and in fresh programs."""
+"""whale_tf.annotate.devices and whale_tf.start, with the 8 logical CPU devices of the tests and in fresh programs."""
 
 from __future__ import annotations
 
@@ -9,49 +9,49 @@ from collections.abc import Iterator
 import pytest
 import tensorflow as tf
 
-from whale_tf.annotate import devices
+from whale_tf import start
 from whale_tf.annotate.cluster import Cluster, Device
 from whale_tf.errors import DeviceError
 
 
 @pytest.fixture(autouse=True)
 def forget_cluster() -> Iterator[None]:
-    before = list(devices._current)
+    before = list(start._current)
     yield
-    devices._current[:] = before
+    start._current[:] = before
 
 
 def test_takes_the_first_of_the_devices_there_are() -> None:
-    assert [device.label for device in devices.init(2)] == ["CPU:0", "CPU:1"]
+    assert [device.label for device in start.init(2)] == ["CPU:0", "CPU:1"]
 
 
 def test_without_a_number_takes_all() -> None:
-    assert len(devices.init()) == 8
+    assert len(start.init()) == 8
 
 
 def test_the_same_call_gives_the_same_cluster() -> None:
-    assert devices.init(3) == devices.init(3)
+    assert start.init(3) == start.init(3)
 
 
 def test_the_current_cluster_is_what_was_asked_for_last() -> None:
-    devices.init(4)
-    assert devices.init(2) == devices.current_cluster()
+    start.init(4)
+    assert start.init(2) == start.current_cluster()
 
 
 def test_without_init_the_current_cluster_is_all_devices() -> None:
-    devices._current.clear()
-    assert len(devices.current_cluster()) == 8
+    start._current.clear()
+    assert len(start.current_cluster()) == 8
 
 
 def test_names_are_those_of_tensorflow() -> None:
-    with tf.device(devices.init(4).devices[3].name):
-        assert tf.constant(1.0).device == devices.init(4).devices[3].name
+    with tf.device(start.init(4).devices[3].name):
+        assert tf.constant(1.0).device == start.init(4).devices[3].name
 
 
 def test_refuses_more_devices_than_tensorflow_started_with() -> None:
-    devices.init(8)
+    start.init(8)
     with pytest.raises(DeviceError) as refused:
-        devices.init(12)
+        start.init(12)
     assert str(refused.value) == (
         "TensorFlow already started with 8 devices.\n"
         "  12 logical CPU devices are asked for, 4 more than there are\n"
@@ -62,42 +62,42 @@ def test_refuses_more_devices_than_tensorflow_started_with() -> None:
 @pytest.mark.parametrize("count", [0, -1, True, 2.0])
 def test_refuses_what_is_no_number_of_devices(count: int) -> None:
     with pytest.raises(DeviceError, match="whole number from 1 on"):
-        devices.init(count)
+        start.init(count)
 
 
 def test_refuses_a_number_beside_a_cluster() -> None:
     with pytest.raises(DeviceError, match="devices is 2, and the cluster has 1"):
-        devices.init(2, cluster=Cluster((Device.named("CPU:0"),)))
+        start.init(2, cluster=Cluster((Device.named("CPU:0"),)))
 
 
 def test_a_given_cluster_keeps_its_order_and_rates() -> None:
     cluster = Cluster((Device.named("CPU:5", flops_per_second=1e9), Device.named("CPU:0")))
-    assert devices.init(cluster=cluster) is cluster is devices.current_cluster()
+    assert start.init(cluster=cluster) is cluster is start.current_cluster()
 
 
 def test_refuses_a_cluster_whose_devices_do_not_exist() -> None:
     with pytest.raises(DeviceError) as refused:
-        devices.init(cluster=Cluster((Device.named("CPU:0"), Device.named("GPU:7"))))
+        start.init(cluster=Cluster((Device.named("CPU:0"), Device.named("GPU:7"))))
     assert refused.value.details[0] == "/job:localhost/replica:0/task:0/device:GPU:7 does not exist"
     assert refused.value.details[1].count("CPU") == 8
 
 
 def test_refuses_devices_of_other_processes() -> None:
     with pytest.raises(DeviceError, match="cannot reach 1/CPU:0"):
-        devices.init(cluster=Cluster((Device.named("CPU:0"), Device.named("CPU:0", process=1))))
+        start.init(cluster=Cluster((Device.named("CPU:0"), Device.named("CPU:0", process=1))))
 
 
 def test_a_refused_call_leaves_the_current_cluster() -> None:
-    cluster = devices.init(2)
+    cluster = start.init(2)
     with pytest.raises(DeviceError):
-        devices.init(99)
-    assert devices.current_cluster() == cluster
+        start.init(99)
+    assert start.current_cluster() == cluster
 
 
 PROGRAM = """
 import tensorflow as tf
 from whale_tf.annotate.cluster import Cluster, Device
-from whale_tf.annotate.devices import init
+from whale_tf.start import init
 from whale_tf.errors import DeviceError
 tf.config.set_visible_devices([], "GPU")
 cpu = tf.config.list_physical_devices("CPU")[0]

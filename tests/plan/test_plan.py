@@ -207,7 +207,7 @@ def test_equal_plans_have_one_fingerprint_and_others_another() -> None:
 def test_a_plan_that_contradicts_itself_is_refused() -> None:
     message = pipeline().to_proto()
     message.stage_of["h"] = 2
-    message.owner["w0"] = 6
+    message.owner["w0"].devices[0] = 6
     message.layout.places[1].devices[0] = -1
     message.loss = "median"
     with pytest.raises(PlanError) as refused:

@@ -145,15 +145,20 @@ def spread(
     schedule: str = "1f1b",
     loss: str = "mean",
     homes: Mapping[str, int] | None = None,
+    processes: tuple[int, ...] = (),
+    fed: bool = False,
 ) -> Spread:
-    """A step over `replicas` x `stages` devices; four examples in each micro-batch unless it is said otherwise."""
+    """A step over `replicas` x `stages` devices; four examples in each micro-batch unless it is said otherwise.
+
+    `processes` says which process each device is of.
+    """
     if loss == "sum":
         text = text.replace("loss = Mean", "loss = Sum").replace('b"mean"', 'b"sum"')
     examples = examples or 4 * replicas * micro_batches
     scopes = tuple(Opened(f"s{j}", "stage", f"s{j}", "", Line("train.py", j + 1)) for j in range(stages))
     places = tuple(tuple(range(r * stages, (r + 1) * stages)) for r in range(replicas))
     devices = tuple(f"/device:CPU:{index}" for index in range(replicas * stages))
-    layout = Layout((1 / replicas,) * replicas, tuple(scope.name for scope in scopes), places, devices)
+    layout = Layout((1 / replicas,) * replicas, tuple(scope.name for scope in scopes), places, devices, 0, processes)
     sizes = cut_batch(examples, layout.shares, micro_batches, ["x"])
     distinct = sorted({size for row in sizes for size in row}, reverse=True)
     request = Request(None, scopes if stages > 1 else ())
@@ -164,7 +169,8 @@ def spread(
     roles = find_roles(graph, distinct[0])
     plan = make_plan(graph, roles, facts)
     variants = {size: _variant(graph, text, size, plan, request) for size in distinct}
-    program = hold_assignments(Binder(graph, roles, plan, variants).bind())
+    program = hold_assignments(Binder(graph, roles, plan, variants, fed).bind())
+    verify(program.main, after="bind")
     return Spread(graph, roles, plan, variants, program)
 
 

@@ -77,16 +77,15 @@ def test_a_part_that_is_doubled_is_named() -> None:
 
 def test_a_wrong_scale_is_named() -> None:
     program = spread(replicas=2, micro_batches=2)
-    scale = next(node for node in program.find("Const") if node.attrs["value"] == 0.25)
-    found = offenders(program.with_nodes([scale.with_(attrs={**scale.attrs, "value": 0.5})]))
+    total = total_of(program, "g0")
+    found = offenders(program.with_nodes([total.with_(attrs={**total.attrs, "scale": 0.5})]))
     assert "gradient 'g0' of variable 'w0' weighs replica 0, micro-batch 0 by 0.5, and should by 0.25" in found
 
 
 def test_a_missing_scale_is_named() -> None:
     program = spread(replicas=2)
-    mul = program.main["g0/scaled"]
-    update = program.main["s0"]
-    found = offenders(program.with_nodes([update.with_(inputs=(mul.inputs[0], update.inputs[1]))]))
+    total = total_of(program, "g0")
+    found = offenders(program.with_nodes([total.with_(attrs={**total.attrs, "scale": 1.0})]))
     assert "gradient 'g0' of variable 'w0' weighs replica 0, micro-batch 0 by 1, and should by 0.5" in found
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
 from tests.rewrite.steps import FREE_SLICES, MICRO_SLICES, TRAINING, Spread, spread
+from whale_tf.errors import InternalError
 from whale_tf.ir.graph import Node, Ref
+from whale_tf.rewrite.bind import Binder
+from whale_tf.rewrite.hold_assignments import hold_assignments
 from whale_tf.rewrite.merge import FOLDS
 
 REDUCED = """
@@ -51,6 +55,10 @@ def written(program: Spread, ref: Ref) -> str:
     if node.op in ("Call", "Read", "Slice", "Take"):
         return node.name
     inputs: Sequence[Ref] = node.inputs[:-1] if node.op == "ConcatV2" else node.inputs
+    if node.op == "WhaleSum":  # of several gradients, each is the sum of its own parts
+        parts = node.attrs["parts"]
+        inside = ", ".join(written(program, item) for item in inputs[ref.index * parts :][:parts])
+        return f"{node.attrs['scale']:g} * WhaleSum({inside})"
     return f"{node.op}({', '.join(written(program, item) for item in inputs)})"
 
 
@@ -128,21 +136,48 @@ def test_values_are_put_together_along_the_dim_that_follows_the_batch() -> None:
 
 def test_a_gradient_of_a_mean_is_averaged_over_equal_parts() -> None:
     program = spread(replicas=2, micro_batches=2)
-    assert gradient(program, "s0") == "Mul(AddV2(r0/0B1, r1/0B1), 0.25)"
+    assert gradient(program, "s0") == "0.25 * WhaleSum(r0/0B1, r1/0B1)"
 
 
 def test_a_gradient_of_a_sum_is_added() -> None:
-    assert gradient(spread(replicas=3, loss="sum"), "s0") == "AddN(r0/0B0, r1/0B0, r2/0B0)"
+    assert gradient(spread(replicas=3, loss="sum"), "s0") == "1 * WhaleSum(r0/0B0, r1/0B0, r2/0B0)"
 
 
 def test_unequal_parts_were_weighted_before() -> None:
-    assert gradient(spread(replicas=2, examples=7), "s0") == "AddV2(r0/0B0, r1/0B0)"
+    assert gradient(spread(replicas=2, examples=7), "s0") == "1 * WhaleSum(r0/0B0, r1/0B0)"
+
+
+def together(**options: int) -> Spread:
+    """Two layers in one stage, whose gradients belong to one replica and share a bucket."""
+    program = spread(replicas=2, **options)  # type: ignore[arg-type]
+    owners = dict.fromkeys(program.plan.owner, program.plan.owner["w0"])
+    devices = dict.fromkeys(program.plan.device_of, program.plan.owner["w0"])
+    plan = replace(program.plan, owner=owners, device_of=devices, buckets=(("g1", "g0"),))
+    made = Binder(program.graph, program.roles, plan, program.variants).bind()
+    return replace(program, plan=plan, program=hold_assignments(made))
+
+
+def test_a_bucket_is_one_operation() -> None:
+    program = together()
+    program.check()
+    (total,) = program.find("WhaleSum")
+    assert (total.attrs["parts"], total.attrs["K"], total.attrs["M"]) == (2, 2, 4)
+    assert gradient(program, "s0") == gradient(program, "s1") == "0.5 * WhaleSum(r0/0B0, r1/0B0)"
+    assert program.main["s0"].inputs[0].index == 1
+
+
+def test_gradients_of_a_bucket_that_are_mixed_up_are_named() -> None:
+    program = together()
+    (total,) = program.find("WhaleSum")
+    mixed = total.with_(inputs=(total.inputs[0], total.inputs[2], total.inputs[1], total.inputs[3]))
+    with pytest.raises(InternalError, match="which is no part of it"):
+        program.with_nodes([mixed]).check()
 
 
 def test_a_gradient_is_merged_on_its_owner() -> None:
     program = spread(replicas=2, stages=2)
     for marker, variable in (("g0", "w0"), ("g1", "w1")):
-        assert program.main[f"{marker}/total"].device == program.plan.owner[variable]
+        assert program.main[f"{marker}/total"].device == program.plan.owner[variable][0]
 
 
 @pytest.mark.parametrize("loss", ["mean", "sum"])
@@ -173,7 +208,7 @@ def test_values_of_slices_with_the_same_indices_in_all_parts_are_added() -> None
     program.check()
     indices, values = (written(program, ref) for ref in program.main["n"].inputs[1:])
     assert indices.startswith("Range(")
-    assert values == "Mul(AddV2(r0/0B0, r1/0B0), 0.5)"
+    assert values == "0.5 * WhaleSum(r0/0B0, r1/0B0)"
 
 
 def test_a_gradient_that_depends_on_no_example_is_taken_as_it_is() -> None:

@@ -1,7 +1,7 @@
-"""`init`: finds or makes the devices, and remembers which ones were asked for.
+"""Finds or makes the devices of this process.
 
-TensorFlow fixes its devices when it starts, that is with the first operation or the first question for them; `init` is
-such a question. Only `_current` is state here, and it holds one value: the cluster of the last `init`.
+TensorFlow fixes its devices when it starts, that is with the first operation or the first question for them; each
+function here is such a question.
 """
 
 from __future__ import annotations
@@ -11,38 +11,13 @@ import tensorflow as tf
 from whale_tf.annotate.cluster import Cluster, Device
 from whale_tf.errors import DeviceError
 
-# The cluster of the last `init`, if there was one. TensorFlow knows all devices, but not how many were asked for.
-_current: list[Cluster] = []
 
+def find_devices(count: int | None) -> Cluster:
+    """This process's GPUs, or logical CPU devices; `count` of them, or all there are.
 
-def init(devices: int | None = None, *, cluster: Cluster | None = None) -> Cluster:
-    """The devices that steps run on from here on. Starts TensorFlow.
-
-    On a machine with visible GPUs they are its GPUs; elsewhere logical CPU devices, which share the machine's cores.
-
-    Args:
-      devices: how many; by default all GPUs, or the logical CPU devices there are (one, unless configured otherwise).
-      cluster: the devices by name, with what is known of their speed and memory, in the place of a number.
     Raises:
       DeviceError: there are fewer, and they cannot be made because TensorFlow has started.
     """
-    if devices is not None and cluster is not None:
-        raise DeviceError(
-            "init takes a number of devices or a cluster, not both",
-            details=[f"devices is {devices}, and the cluster has {len(cluster)}"],
-            way_out="Leave out one of the two.",
-        )
-    found = _find(devices) if cluster is None else _check(cluster)
-    _current[:] = [found]
-    return found
-
-
-def current_cluster() -> Cluster:
-    """The cluster of the last `init`; without one, what `init()` would find."""
-    return _current[0] if _current else _find(None)
-
-
-def _find(count: int | None) -> Cluster:
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
         raise DeviceError(
             "the number of devices must be a whole number from 1 on",
@@ -85,27 +60,39 @@ def _make_cpus(count: int) -> None:
         ) from error
 
 
-def _check(cluster: Cluster) -> Cluster:
-    """The cluster itself, once all its devices exist."""
-    foreign = [device.label for device in cluster if device.process != 0]
+def check_cluster(cluster: Cluster, rank: int = 0, size: int = 1) -> Cluster:
+    """The part of a cluster that is of this process, number `rank` of `size`, once all its devices exist.
+
+    Raises:
+      DeviceError: it has devices of processes that are not there, none of this one, or some that do not exist.
+    """
+    foreign = [device.label for device in cluster if device.process >= size]
     if foreign:
+        processes = "1 process" if size == 1 else f"{size} processes"
         raise DeviceError(
             "the cluster has devices of other processes",
-            details=[f"this program is one process, 0, and cannot reach {', '.join(foreign)}"],
-            way_out="Give the devices of process 0 only.",
+            details=[f"this program is {processes}, and cannot reach {', '.join(foreign)}"],
+            way_out=f"Give the devices of process{'' if size == 1 else 'es'} {', '.join(map(str, range(size)))} only.",
         )
-    cpus = [device.index for device in cluster if device.kind == "CPU"]
+    own = tuple(device for device in cluster if device.process == rank)
+    if not own:
+        raise DeviceError(
+            f"the cluster has no device of process {rank}",
+            details=[f"its devices are {', '.join(device.label for device in cluster)}"],
+            way_out="Give every process one device or more, or start fewer processes.",
+        )
+    cpus = [device.index for device in own if device.kind == "CPU"]
     if cpus:
         _make_cpus(max(cpus) + 1)
-    existing = [device.name for kind in sorted({device.kind for device in cluster}) for device in _existing(kind)]
-    missing = [device.name for device in cluster if device.name not in existing]
+    existing = [device.name for kind in sorted({device.kind for device in own}) for device in _existing(kind)]
+    missing = [device.name for device in own if device.name not in existing]
     if missing:
         raise DeviceError(
             "the cluster names devices that do not exist",
             details=[*(f"{name} does not exist" for name in missing), f"there are: {', '.join(existing) or 'none'}"],
             way_out="Use the names that whale.init() prints.",
         )
-    return cluster
+    return Cluster(own) if size > 1 else cluster
 
 
 def _existing(kind: str) -> tuple[Device, ...]:

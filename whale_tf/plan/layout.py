@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, chain
 
 from whale_tf.annotate.cluster import Cluster, VirtualDevice
@@ -41,8 +42,9 @@ class Layout:
       shares: for each replica its part of the batch; they sum to 1.
       stages: the stages' names; one without a name if the step has no stage.
       places: for each replica, the device of each of its rows, as indices into `devices`.
-      devices: full names of all devices, in the order of the cluster.
+      devices: full names of all devices, in the order of the cluster; those of two processes may have the same name.
       idle: how many are left idle.
+      processes: the process of each device; empty if there is only one.
     """
 
     shares: tuple[float, ...]
@@ -50,6 +52,7 @@ class Layout:
     places: tuple[tuple[int, ...], ...]
     devices: tuple[str, ...]
     idle: int = 0
+    processes: tuple[int, ...] = ()
 
     @property
     def replicas(self) -> int:
@@ -64,6 +67,47 @@ class Layout:
     def device_of(self, replica: int, stage: int) -> int:
         """The device that runs a stage of a replica."""
         return self.places[replica][stage % self.rows]
+
+    def process_of(self, device: int) -> int:
+        """The process that owns a device."""
+        return self.processes[device] if self.processes else 0
+
+    @cached_property
+    def hosts(self) -> tuple[int, ...]:
+        """The first device of each process: where its arguments, tables and variables are."""
+        owners = self.processes or (0,)
+        return tuple(owners.index(process) for process in range(max(owners) + 1))
+
+    def counterpart(self, device: int, process: int) -> int:
+        """The device of a process that has the name of another's; its first one if none has."""
+        if self.process_of(device) == process:
+            return device
+        own = [index for index, owner in enumerate(self.processes) if owner == process]
+        return next((index for index in own if self.devices[index] == self.devices[device]), own[0])
+
+    @cached_property
+    def groups(self) -> tuple[tuple[int, ...], ...]:
+        """The replicas that keep one copy of every variable together: those that are joined by common processes.
+
+        process 0    process 1    process 2          replicas 0 and 1 share process 0, replica 2 has two of its own
+        r0  r1       r2 stage 0   r2 stage 1         groups: (0, 1), (2)
+        """
+        groups: list[tuple[set[int], list[int]]] = []
+        for replica, row in enumerate(self.places):
+            processes, members = {self.process_of(device) for device in row}, [replica]
+            for other in [group for group in groups if group[0] & processes]:
+                groups.remove(other)
+                processes, members = processes | other[0], other[1] + members
+            groups.append((processes, members))
+        return tuple(sorted(tuple(sorted(members)) for _, members in groups))
+
+    def group_of(self, device: int) -> int:
+        """The group that serves a device: that of its process, or the first if its process has no replica."""
+        process = self.process_of(device)
+        for index, group in enumerate(self.groups):
+            if any(self.process_of(place) == process for replica in group for place in self.places[replica]):
+                return index
+        return 0
 
 
 def read_scopes(opened: Sequence[Opened]) -> Request:
@@ -122,7 +166,10 @@ def lay_out(request: Request, cluster: Cluster, schedule: str) -> Layout:
     whole = sum(shares)
     devices = tuple(device.name for device in cluster)
     idle = total - len(set(chain.from_iterable(places)))
-    return Layout(tuple(share / whole for share in shares), names, places, devices, idle)
+    processes = tuple(device.process for device in cluster)
+    return Layout(
+        tuple(share / whole for share in shares), names, places, devices, idle, processes if any(processes) else ()
+    )
 
 
 def cut_batch(

@@ -3,6 +3,10 @@
 A gradient is reduced on its variable's owner, the update is computed there once, and the new value goes to all who use
 the variable. So replicas cannot drift apart, and the update's work and slots are divided over them.
 
+Replicas that have no process in common keep a copy each: their owners get the same reduced gradient, and compute the
+same update, since sending new values and slots to and fro would cost more than that. Only what may be run once, for its
+effects, is run by the first of these groups alone.
+
 Source: Xu et al. 2020, Automatic Cross-Replica Sharding of Weight Update.
 """
 
@@ -16,8 +20,10 @@ from whale_tf.plan.layout import Layout
 from whale_tf.plan.roles import Roles, variable_of
 
 
-def assign_owners(graph: Graph, roles: Roles, stage_of: Mapping[str, int], layout: Layout) -> dict[str, int]:
-    """For each trained variable the device that owns it, as an index.
+def assign_owners(
+    graph: Graph, roles: Roles, stage_of: Mapping[str, int], layout: Layout
+) -> dict[str, tuple[int, ...]]:
+    """For each trained variable the devices that own it, one in each group of replicas, as indices.
 
     It is in the variable's stage, on the replica that owns the fewest bytes there; the largest variables choose first.
     """
@@ -27,11 +33,12 @@ def assign_owners(graph: Graph, roles: Roles, stage_of: Mapping[str, int], layou
         if node.name in roles.markers and variable_of(node):
             size[variable_of(node)] = max(size[variable_of(node)], tensor_bytes(node.outputs[0]))
     owned: dict[tuple[int, int], int] = {}
-    owner: dict[str, int] = {}
+    owner: dict[str, tuple[int, ...]] = {}
     for name in sorted(size, key=lambda name: -size[name]):
-        replica = min(range(layout.replicas), key=lambda r: owned.get((stage[name], r), 0))
-        owned[stage[name], replica] = owned.get((stage[name], replica), 0) + max(1, size[name])
-        owner[name] = layout.device_of(replica, stage[name])
+        replicas = [min(group, key=lambda r: owned.get((stage[name], r), 0)) for group in layout.groups]
+        for replica in replicas:
+            owned[stage[name], replica] = owned.get((stage[name], replica), 0) + max(1, size[name])
+        owner[name] = tuple(layout.device_of(replica, stage[name]) for replica in replicas)
     return {name: owner[name] for name in size}
 
 
@@ -46,29 +53,48 @@ def owning_stages(graph: Graph, roles: Roles, stage_of: Mapping[str, int]) -> di
 
 
 def place_update(
-    graph: Graph, roles: Roles, stage_of: Mapping[str, int], layout: Layout, owner: Mapping[str, int]
-) -> dict[str, int]:
-    """The device of every operation that runs once per step: for a gradient its owner's, else its largest input's."""
-    device: dict[str, int] = {}
+    graph: Graph,
+    roles: Roles,
+    stage_of: Mapping[str, int],
+    layout: Layout,
+    owner: Mapping[str, tuple[int, ...]],
+) -> dict[str, tuple[int, ...]]:
+    """The devices of every operation that runs once per step: for a gradient its owner's, else its largest input's.
+
+    There is one for each group of replicas, but only the first for what is stateful and must not be run twice.
+    """
+    device: dict[str, tuple[int, ...]] = {}
     for node in graph:
         if not roles.per_step(node.name) and node.name not in roles.markers:
             continue
+        groups = range(1 if node.stateful else len(layout.groups))
         if node.name in roles.markers:
             source = stage_of.get(node.inputs[0].node, 0)
-            device[node.name] = owner.get(variable_of(node), layout.device_of(0, source))
+            places = tuple(layout.device_of(layout.groups[group][0], source) for group in groups)
+            device[node.name] = owner.get(variable_of(node), places)
         else:
-            device[node.name] = _largest(graph, node, device, stage_of, layout)
+            device[node.name] = tuple(_largest(graph, node, device, stage_of, layout, group) for group in groups)
     return device
 
 
-def _largest(graph: Graph, node: Node, device: Mapping[str, int], stage_of: Mapping[str, int], layout: Layout) -> int:
+def _largest(
+    graph: Graph,
+    node: Node,
+    device: Mapping[str, tuple[int, ...]],
+    stage_of: Mapping[str, int],
+    layout: Layout,
+    group: int,
+) -> int:
+    first = layout.groups[group][0]
     if any(graph.type_of(ref).dtype == "resource" for ref in node.inputs):
-        return 0  # a table or a writer can only be reached from where it is
-    placed = [ref for ref in node.inputs if ref.node in device]
+        return layout.hosts[layout.process_of(layout.device_of(first, 0))]  # a table is only reached where it is
+    placed = [ref for ref in node.inputs if ref.node in device and group < len(device[ref.node])]
     if placed:
-        return device[max(placed, key=lambda ref: _bytes(graph, ref)).node]
+        return device[max(placed, key=lambda ref: _bytes(graph, ref)).node][group]
     stages = [stage_of[ref.node] for ref in node.inputs if ref.node in stage_of]
-    return layout.device_of(0, stages[0]) if stages else 0
+    if not stages and group == 0:
+        return 0
+    return layout.device_of(first, stages[0] if stages else 0)
 
 
 def _bytes(graph: Graph, ref: Ref) -> int:

@@ -31,11 +31,13 @@ class Plan:
       grid: the order of actions on each device of a replica.
       forward_grid: the same for phases that have no backward.
       stage_of: the stage of every operation that runs per micro-batch.
-      device_of: the device of every operation that runs once per step, as an index into the layout's devices.
-      owner: the device that owns each trained variable.
-      home_of: the device where the user's variable is.
+      device_of: where every operation runs that runs once per step, as indices into the layout's devices: one for each
+        of the layout's groups of replicas, or only one if it must not run twice.
+      owner: the devices that own each trained variable, one in each group.
+      home_of: the device where the user's variable is, in the first process; elsewhere it is on its counterpart.
       merges: how per-micro-batch values become the step's.
       stages: the cost of each stage.
+      buckets: gradients that are reduced together over the replicas, by the names of their markers.
     Raises:
       PlanError: the fields contradict each other.
     """
@@ -47,11 +49,12 @@ class Plan:
     grid: Grid
     forward_grid: Grid
     stage_of: Mapping[str, int]
-    device_of: Mapping[str, int]
-    owner: Mapping[str, int]
+    device_of: Mapping[str, tuple[int, ...]]
+    owner: Mapping[str, tuple[int, ...]]
     home_of: Mapping[str, int]
     merges: Mapping[Ref, str]
     stages: tuple[StageCost, ...]
+    buckets: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         wrong = list(self._contradictions())
@@ -78,12 +81,21 @@ class Plan:
             for name, stage in self.stage_of.items()
             if not 0 <= stage < stages
         )
-        for mapping in (self.device_of, self.owner, self.home_of):
+        home_of = {name: (device,) for name, device in self.home_of.items()}
+        for mapping in (self.device_of, self.owner, home_of):
             yield from (
                 f"the device of '{name}' is {device}, and there are {devices}"
-                for name, device in mapping.items()
+                for name, places in mapping.items()
+                for device in places
                 if not 0 <= device < devices
             )
+        groups = len(self.layout.groups)
+        yield from (
+            f"'{name}' has {len(places)} devices, and there are {groups} groups of replicas"
+            for mapping, few in ((self.device_of, 1), (self.owner, groups))
+            for name, places in mapping.items()
+            if len(places) not in (few, groups)
+        )
         yield from (
             f"replica {replica} is on device {device}, and there are {devices}"
             for replica, row in enumerate(self.layout.places)
@@ -129,6 +141,14 @@ class Plan:
         """The first example of a micro-batch, in the global batch."""
         return sum(map(sum, self.sizes[:replica])) + sum(self.sizes[replica][:i])
 
+    def examples_of(self, process: int) -> tuple[int, int]:
+        """The first example that a process's replicas need, and the one after the last; none if it has no replica."""
+        layout = self.layout
+        own = [r for r, row in enumerate(layout.places) if any(layout.process_of(place) == process for place in row)]
+        if not own:
+            return 0, 0
+        return self.offset(own[0], 0), self.offset(own[-1], 0) + sum(self.sizes[own[-1]])
+
     def weight(self, replica: int, i: int) -> float:
         """A micro-batch's part of the examples; the same for all if the step has no batch."""
         return self.sizes[replica][i] / self.examples if self.examples else 1.0 / self.parts
@@ -158,13 +178,14 @@ class Plan:
             grid=_grid_message(self.grid),
             forward_grid=_grid_message(self.forward_grid),
             stage_of=self.stage_of,
-            device_of=self.device_of,
-            owner=self.owner,
+            device_of=_places_message(self.device_of),
+            owner=_places_message(self.owner),
             home_of=self.home_of,
             merges=[
                 plan_pb2.Merge(node=ref.node, index=ref.index, how=how) for ref, how in sorted(self.merges.items())
             ],
             stages=[plan_pb2.Stage(**dataclasses.asdict(stage)) for stage in self.stages],
+            buckets=[plan_pb2.Bucket(markers=markers) for markers in self.buckets],
         )
 
     @classmethod
@@ -184,11 +205,12 @@ class Plan:
             _grid(message.grid),
             _grid(message.forward_grid),
             dict(sorted(message.stage_of.items())),
-            dict(sorted(message.device_of.items())),
-            dict(sorted(message.owner.items())),
+            _places(message.device_of),
+            _places(message.owner),
             dict(sorted(message.home_of.items())),
             {Ref(merge.node, merge.index): merge.how for merge in message.merges},
             tuple(StageCost(*(getattr(stage, name) for name in costs)) for stage in message.stages),
+            tuple(tuple(bucket.markers) for bucket in message.buckets),
         )
 
 
@@ -199,12 +221,28 @@ def _layout_message(layout: Layout) -> plan_pb2.Layout:
         places=[plan_pb2.Places(devices=row) for row in layout.places],
         devices=layout.devices,
         idle=layout.idle,
+        processes=layout.processes,
     )
 
 
 def _layout(message: plan_pb2.Layout) -> Layout:
     places = tuple(tuple(row.devices) for row in message.places)
-    return Layout(tuple(message.shares), tuple(message.stages), places, tuple(message.devices), message.idle)
+    return Layout(
+        tuple(message.shares),
+        tuple(message.stages),
+        places,
+        tuple(message.devices),
+        message.idle,
+        tuple(message.processes),
+    )
+
+
+def _places_message(places: Mapping[str, tuple[int, ...]]) -> dict[str, plan_pb2.Places]:
+    return {name: plan_pb2.Places(devices=devices) for name, devices in places.items()}
+
+
+def _places(message: Mapping[str, plan_pb2.Places]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(message[name].devices) for name in sorted(message)}
 
 
 def _grid_message(grid: Grid) -> plan_pb2.Grid:

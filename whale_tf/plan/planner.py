@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from whale_tf.errors import Line
 from whale_tf.ir.graph import Graph
+from whale_tf.plan.buckets import fill_buckets
 from whale_tf.plan.check_schedule import check_grid
 from whale_tf.plan.composites import Composite, refuse_cut_composites
 from whale_tf.plan.layout import Layout, Request
@@ -104,4 +105,5 @@ def make_plan(graph: Graph, roles: Roles, facts: Facts) -> Plan:
         facts.home_of,
         merges,
         stage_costs(graph, roles, stage_of, layout.stages, report.peak_live),
+        fill_buckets(graph, roles, layout, device_of),
     )

@@ -1,8 +1,11 @@
 """Binds the cut step to devices: every action of every device in the schedule's order, and the Send/Recv between them.
 
-What runs once per step (merging gradients, the update) becomes nodes of the main graph, on the device that the plan
+What runs once per step (merging gradients, the update) becomes nodes of the main graph, on the devices that the plan
 gave them; what runs per micro-batch becomes calls of stage functions. A value is sent to a device once, however often
 it is used there.
+
+Each process has the arguments, what comes from outside and the variables; so a value that comes from there is taken
+from the process of the device that uses it.
 """
 
 from __future__ import annotations
@@ -12,13 +15,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from whale_tf.errors import InternalError
+from whale_tf.errors import InternalError, PlanError
 from whale_tf.ir.graph import ALIAS_OPS, BOUNDARY_OPS, DType, Graph, Node, Ref, Shape, TensorType
 from whale_tf.plan.check_schedule import check_grid
 from whale_tf.plan.grid import Action
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.roles import FREE, Roles, variable_of
 from whale_tf.rewrite.cut import Key, Source, StageFunction
+from whale_tf.rewrite.inputs import Inputs
 from whale_tf.rewrite.merge import Merging
 from whale_tf.rewrite.placed import HOST, Placed
 from whale_tf.rewrite.program import Program
@@ -45,39 +49,42 @@ class Binder:
     Attributes:
       graph: the step at the size of its largest micro-batch.
       variants: the step at each size of micro-batch.
+      fed: whether a process gets its own replicas' examples only, in the place of the global batch.
     """
 
     graph: Graph
     roles: Roles
     plan: Plan
     variants: Mapping[int, Variant]
+    fed: bool = False
     nodes: dict[str, Node] = field(default_factory=dict)
     micro: dict[tuple[Ref, int, int], Placed] = field(default_factory=dict)
-    step: dict[Ref, Placed] = field(default_factory=dict)
+    step: dict[tuple[Ref, str, int], Placed] = field(default_factory=dict)
     copies: dict[tuple[Ref, int], Ref] = field(default_factory=dict)
     state: dict[tuple[str, int], tuple[Ref, int]] = field(default_factory=dict)
     sums: dict[tuple[str, int], list[Placed]] = field(default_factory=dict)
     last_call: dict[int, str] = field(default_factory=dict)
+    ids: int = 0
 
     def bind(self) -> Program:
         """The whole program."""
-        self.merging = Merging(self)
+        self.inputs, self.merging = Inputs(self), Merging(self)
         for phase in range(self.roles.phases + self.roles.phases % 2):
             if phase % 2 == 0:
                 self._actions(phase)
             else:
-                for node in self.graph:
-                    if self.roles.phase[node.name] == phase:
-                        self.step_value(Ref(node.name))
-        outputs = [self._step_input(ref, HOST) for ref in self.graph.outputs]
+                self._update(phase)
+        outputs = [self._step_input(ref, host) for host in self.plan.layout.hosts for ref in self.graph.outputs]
         effects = self._effects()
+        self.inputs.refuse_uncut()
         main = Graph.of(self.nodes.values(), outputs, effects)
         names = {
             self.name_of(function.key, size): function
             for size, variant in self.variants.items()
             for function in variant.functions.values()
         }
-        return Program(main, names, self.plan.layout.devices, self.inline)
+        layout = self.plan.layout
+        return Program(main, names, layout.devices, self.inline, layout.processes, self.fed, self.ids)
 
     @cached_property
     def inline(self) -> bool:
@@ -124,21 +131,33 @@ class Binder:
         return self.nodes[ref.node].outputs[ref.index]
 
     def move(self, value: Placed, device: int) -> Ref:
-        """The value on a device: sent there if it is elsewhere, the first time."""
+        """The value on a device: sent there if it is elsewhere, the first time; between processes, once to each."""
         if value.device == device:
             return value.ref
         known = self.copies.get((value.ref, device))
         if known is not None:
             return known
+        layout = self.plan.layout
+        process = layout.process_of(device)
+        crosses = layout.process_of(value.device) != process
+        there = layout.hosts[process]
+        if crosses and device != there and (value.ref, there) in self.copies:
+            return self.move(Placed(self.copies[value.ref, there], there), device)
         kind = self.type_of(value.ref)
+        if crosses and kind.dtype in NOT_CARRIED:
+            raise _cannot_cross(value.ref, kind, layout.process_of(value.device), process)
         name = f"{value.ref}/to{device}".replace(":", "/")
-        send = self.add(
-            f"{name}/send", "Send", [value.ref], [], value.device, key=name.encode(), to=device, T=kind.dtype
-        )
-        received = self.add(name, "Recv", [], [kind], device, key=name.encode(), source=value.device, T=kind.dtype)
+        attrs = {"key": name.encode(), "T": kind.dtype} | ({"id": self.next_id()} if crosses else {})
+        send = self.add(f"{name}/send", "Send", [value.ref], [], value.device, to=device, **attrs)
+        received = self.add(name, "Recv", [], [kind], device, source=value.device, **attrs)
         self.copies[value.ref, device] = received
         self.nodes[received.node] = self.nodes[received.node].with_(twin=send.node)
         return received
+
+    def next_id(self) -> int:
+        """A number for what crosses processes."""
+        self.ids += 1
+        return self.ids - 1
 
     # Actions
 
@@ -152,6 +171,14 @@ class Binder:
         for action in sorted(start, key=lambda action: (start[action], action.stage)):
             for replica in range(self.plan.layout.replicas):
                 self._call(phase, action, replica)
+
+    def _update(self, phase: int) -> None:
+        """What runs once per step, in each group of replicas that has a copy of it."""
+        layout = self.plan.layout
+        for node in self.graph:
+            if self.roles.phase[node.name] == phase:
+                for group in range(len(self.plan.device_of.get(node.name, (HOST,)))):
+                    self.step_value(Ref(node.name), layout.device_of(layout.groups[group][0], 0))
 
     def _call(self, phase: int, action: Action, replica: int) -> None:
         i, key = action.micro_batch, Key(phase, action.stage, action.kind)
@@ -190,7 +217,7 @@ class Binder:
         if source.kind == "micro":
             return self.move(self.micro[source.ref, replica, i], device)
         if source.kind == "slice":
-            return self.move(self.slice(source.ref, replica, i), device)
+            return self.move(self.inputs.slice(source.ref, replica, i, device), device)
         if source.kind == "state":
             if (source.name, replica) not in self.state:
                 return self.step_on(self.variable(source.name), device)
@@ -230,7 +257,7 @@ class Binder:
 
     def _seed(self, name: str) -> Placed:
         """Two numbers drawn once per step for a stateful random op, from the seed it was made with."""
-        key = Ref(f"seed/{name}")
+        key = (Ref(f"seed/{name}"), "once", 0)
         if key not in self.step:
             bounds = [self.constant(low, DType("int32"), HOST) for low in (0, 2**31 - 1)]
             like = self.graph[name].attrs
@@ -242,32 +269,12 @@ class Binder:
             )
         return self.step[key]
 
-    def slice(self, ref: Ref, replica: int, i: int) -> Placed:
-        """A micro-batch's part of an input, cut on the host."""
-        known = self.micro.get((ref, replica, i))
-        if known is not None:
-            return known
-        whole = self.step_on(ref, HOST)
-        kind = self.graph.type_of(ref)
-        if self.plan.parts == 1:
-            placed = Placed(whole, HOST)
-        else:
-            rank = len(kind.shape)
-            begin = self.constant((self.plan.offset(replica, i), *(0,) * (rank - 1)), DType("int32"), HOST)
-            size = self.constant((self.plan.sizes[replica][i], *(-1,) * (rank - 1)), DType("int32"), HOST)
-            attrs = {"T": kind.dtype, "Index": DType("int32")}
-            placed = Placed(
-                self.add(f"{ref}/r{replica}/{i}", "Slice", [whole, begin, size], [kind], HOST, **attrs), HOST
-            )
-        self.micro[ref, replica, i] = placed
-        return placed
-
     # Values of the step
 
     def step_on(self, ref: Ref, device: int) -> Ref:
         """A value of the step on a device; what depends on no example is computed there anew."""
         if not self.copyable(self.node(ref.node)):
-            return self.move(self.step_value(ref), device)
+            return self.move(self.step_value(ref, device), device)
         stack = [ref.node]
         while stack:
             here = self.node(stack[-1])
@@ -288,31 +295,38 @@ class Binder:
     def _copy(self, ref: Ref, device: int) -> Ref:
         return self.copies[Ref(ref.node), device]._replace(index=ref.index)
 
-    def step_value(self, ref: Ref) -> Placed:
-        """A value of the step where the plan computes it."""
-        first = Ref(ref.node)
-        if first not in self.step:
-            self.step[first] = self._make(self.node(ref.node))
-        made = self.step[first]
+    def step_value(self, ref: Ref, near: int) -> Placed:
+        """A value of the step where the plan computes it, the one that is nearest to a device."""
+        node = self.node(ref.node)
+        place = self._place(node, near)
+        key = (Ref(ref.node), *place)
+        if key not in self.step:
+            self.step[key] = self._make(node, *place)
+        made = self.step[key]
         return Placed(made.ref._replace(index=made.ref.index + ref.index), made.device)
 
-    def _make(self, node: Node) -> Placed:
-        home = self.plan.home_of.get(variable_of(node), HOST) if node.op in ("Variable", "Write") else HOST
-        if node.op == "Input":
-            return Placed(self.add(node.name, "Take", [], node.outputs, HOST, **node.attrs), HOST)
-        if node.op == "Variable":
-            return Placed(self.add(f"{node.name}/read", "Read", [], node.outputs, home, **node.attrs), home)
-        if node.op in ("Captured", "Handle"):
-            return Placed(self.add(node.name, "Outside", [], node.outputs, HOST, **node.attrs), HOST)
+    def _place(self, node: Node, near: int) -> tuple[str, int]:
+        """Which of a value's copies serves a device: that of its process, of its group of replicas, or the only one."""
+        layout = self.plan.layout
+        if node.op in BOUNDARY_OPS:
+            return "process", layout.process_of(near)
+        if len(self.plan.device_of.get(node.name, ())) > 1:
+            return "group", layout.group_of(near)
+        return "once", 0
+
+    def _make(self, node: Node, kind: str, index: int) -> Placed:
+        if node.op in BOUNDARY_OPS:
+            return self.inputs.taken(node, index)
         if node.name in self.roles.markers:
-            return self.merging.gradient(node)
+            return self.merging.gradient(node, index)
         if node.name in self.graph and self.roles.per_micro_batch(node.name):
             return self.merging.value(Ref(node.name))
-        device = self.plan.device_of.get(node.name, HOST)
+        device = self.plan.device_of.get(node.name, (HOST,))[index]
         inputs = [self._step_input(ref, device) for ref in node.inputs]
         if node.op in ALIAS_OPS:
             return Placed(inputs[0], device)
-        made = self.add(node.name, node.op, inputs, node.outputs, device, **node.attrs)
+        name = f"{node.name}/group{index}" if index else node.name
+        made = self.add(name, node.op, inputs, node.outputs, device, **node.attrs)
         self.nodes[made.node] = self.nodes[made.node].with_(stateful=node.stateful)
         return Placed(made, device)
 
@@ -324,26 +338,26 @@ class Binder:
     def _effects(self) -> list[str]:
         """Assignments, each after its variable was read; `hold_assignments` says what else they wait for."""
         effects: list[str] = []
-        reads: dict[str, list[str]] = {}
+        reads: dict[tuple[str, int], list[str]] = {}
         for node in self.nodes.values():
             if node.op == "Read":
-                reads.setdefault(variable_of(node), []).append(node.name)
+                reads.setdefault((variable_of(node), node.device), []).append(node.name)
         for name in self.graph.effects:
             node = self.graph[name]
-            if node.op != "Write":
-                if not self.roles.per_micro_batch(name):
-                    effects.append(self.step_value(Ref(name)).ref.node)
-                continue
-            variable, home = variable_of(node), self.plan.home_of.get(variable_of(node), HOST)
-            value = self._step_input(Ref(name), home)
-            kind = self.type_of(value)
-            control = tuple(reads.get(variable, ()))
-            assign = self.add(
-                f"{variable}/assign", "Assign", [value], [], home, variable=variable.encode(), dtype=kind.dtype
-            )
-            self.nodes[assign.node] = self.nodes[assign.node].with_(control=control)
-            effects.append(assign.node)
+            if node.op == "Write":
+                for process in range(len(self.plan.layout.hosts)):
+                    effects.append(self._assign(node, self.inputs.home_of(variable_of(node), process), reads))
+            elif not self.roles.per_micro_batch(name):
+                effects.append(self.step_value(Ref(name), HOST).ref.node)
         return effects
+
+    def _assign(self, write: Node, home: int, reads: Mapping[tuple[str, int], list[str]]) -> str:
+        variable = variable_of(write)
+        value = self._step_input(Ref(write.name), home)
+        attrs = {"variable": variable.encode(), "dtype": self.type_of(value).dtype}
+        assign = self.add(f"{variable}/assign", "Assign", [value], [], home, **attrs).node
+        self.nodes[assign] = self.nodes[assign].with_(control=tuple(reads.get((variable, home), ())))
+        return assign
 
 
 def _passed(graph: Graph) -> Iterator[Ref]:
@@ -352,4 +366,13 @@ def _passed(graph: Graph) -> Iterator[Ref]:
     yield from graph.outputs
 
 
+def _cannot_cross(ref: Ref, kind: TensorType, source: int, target: int) -> PlanError:
+    return PlanError(
+        f"a {kind.dtype} cannot be sent from one process to another",
+        details=[f"'{ref}' is made in process {source} and used in process {target}"],
+        way_out="Keep what makes and what uses it in stages of one process, and return numbers from the step.",
+    )
+
+
+NOT_CARRIED = frozenset({"resource", "variant", "string"})
 NO_VALUES = frozenset({"resource", "variant"})

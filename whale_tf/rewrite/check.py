@@ -55,7 +55,8 @@ def check(
     correspondence = Correspondence(calls, graph, roles)
     offenders += correspondence.faults()
     once = [graph[name] for name in needed if not roles.per_micro_batch(name)]
-    offenders += _wrong_copies(once, roles, variants, program, correspondence.images)
+    groups = len(plan.layout.groups)
+    offenders += _wrong_copies(once, roles, variants, program, correspondence.images, groups)
     if not offenders:
         return
     details = offenders[:_SHOWN_OFFENDERS]
@@ -135,8 +136,12 @@ def _wrong_copies(
     variants: Mapping[int, Variant],
     program: Program,
     images: Mapping[str, Mapping[str, None]],
+    groups: int,
 ) -> Iterator[str]:
-    """Operations of the main graph that are there too often, not at all, or for nothing."""
+    """Operations of the main graph that are there too often, not at all, or for nothing.
+
+    What has no effect may be once in each group of replicas.
+    """
     functions = [function for variant in variants.values() for function in variant.functions.values()]
     somewhere = {node.name for function in functions for node in function.graph}
     for node in once:
@@ -144,7 +149,8 @@ def _wrong_copies(
         if node.op in BOUNDARY_OPS or node.op in ALIAS_OPS:
             continue
         if node.stateful or roles.phase[node.name] != FREE:
-            if len(copies) != 1:
+            processes = {program.process_of(program.main[copy]) for copy in copies}
+            if not 1 <= len(copies) <= (1 if node.stateful else groups) or len(processes) != len(copies):
                 yield f"{_title(node)} runs once per step, and is {len(copies)} times in the main graph: {copies}"
         elif not copies and node.name not in somewhere:
             yield f"{_title(node)} is needed and nowhere in the program"

@@ -13,7 +13,7 @@ from whale_tf.plan.grid import Action
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.roles import variable_of
 from whale_tf.rewrite.bind import Variant
-from whale_tf.rewrite.check_transfers import sends
+from whale_tf.rewrite.check_transfers import reductions, sends
 from whale_tf.rewrite.cut import Key, Source, StageFunction
 from whale_tf.rewrite.program import Program
 
@@ -48,6 +48,7 @@ class Calls:
     def __post_init__(self) -> None:
         self.main = self.program.main
         self.sent = sends(self.main)
+        self.reductions = reductions(self.main)
         self.parts: list[Part] = list(self.plan.part_order())
         self.weights = {part: self.plan.weight(*part) for part in self.parts}
         ranges = {part: (self.plan.offset(*part), self.plan.sizes[part[0]][part[1]]) for part in self.parts}
@@ -99,7 +100,9 @@ class Calls:
                 return None
             if any(begin[1:]) or any(rest != -1 for rest in size[1:]):
                 return None
-            whole, part = self.main[self.origin(node.inputs[0]).node], self.of_range.get((begin[0], size[0]))
+            process = self.program.process_of(node)
+            first = begin[0] + (self.plan.examples_of(process)[0] if self.program.fed else 0)
+            whole, part = self.main[self.origin(node.inputs[0]).node], self.of_range.get((first, size[0]))
         matches = whole.op == "Take" and wanted.op == "Input" and whole.attrs["index"] == wanted.attrs["index"]
         return part if matches else None
 

@@ -86,6 +86,12 @@ class Sum:
             items = node.inputs[:-1] if node.op == "ConcatV2" else node.inputs
             signs = (1, -1) if node.op == "Sub" else (1,) * len(items)
             return [_Place(None, item, weight * sign) for item, sign in zip(items, signs, strict=True)]
+        if node.op == "WhaleSum":
+            parts, scale = node.attrs["parts"], node.attrs["scale"]
+            return [_Place(None, item, weight * scale) for item in node.inputs[ref.index * parts :][:parts]]
+        if node.op == "AllReduce":
+            peers = calls.reductions[node.attrs["id"]]
+            return [_Place(None, peer.inputs[ref.index], weight * node.attrs["scale"]) for peer in peers]
         if node.op == "Const":
             return [] if node.attrs["value"] == 0 else None
         if node.op == "Read":

@@ -19,7 +19,8 @@ _SHOWN_CIRCLE = 8
 def faulty_transfers(plan: Plan, program: Program) -> Iterator[str]:
     """What could make a device wait for ever, or read a tensor of another."""
     yield from _wrong_devices(program)
-    yield from _wrong_pairs(program.main)
+    yield from _wrong_pairs(program)
+    yield from _wrong_reductions(program)
     yield from _wrong_order(plan, program)
     yield from _circle(program.main)
 
@@ -27,6 +28,15 @@ def faulty_transfers(plan: Plan, program: Program) -> Iterator[str]:
 def sends(main: Graph) -> dict[bytes, Node]:
     """The Send of each key."""
     return {node.attrs["key"]: node for node in main if node.op == "Send"}
+
+
+def reductions(main: Graph) -> dict[int, list[Node]]:
+    """The AllReduce nodes of each number."""
+    found: dict[int, list[Node]] = {}
+    for node in main:
+        if node.op == "AllReduce":
+            found.setdefault(node.attrs["id"], []).append(node)
+    return found
 
 
 def _wrong_devices(program: Program) -> Iterator[str]:
@@ -41,10 +51,37 @@ def _wrong_devices(program: Program) -> Iterator[str]:
                 yield f"input {position} of {here} is '{ref}' on device {other}, without Send and Recv"
 
 
-def _wrong_pairs(main: Graph) -> Iterator[str]:
+def _wrong_reductions(program: Program) -> Iterator[str]:
+    """AllReduces that not all of their processes take part in once, or in which these disagree."""
+    numbers: set[int] = set()
+    for node in program.main:
+        if node.op == "Send" and "id" in node.attrs:
+            if node.attrs["id"] in numbers:
+                yield f"'{node.name}' has number {node.attrs['id']}, as another has"
+            numbers.add(node.attrs["id"])
+        between = program.processes[node.device] != program.processes[_other(node)] if program.processes else False
+        if node.op in ("Send", "Recv") and between != ("id" in node.attrs):
+            has, goes = ("has no", "goes") if between else ("has a", "does not go")
+            yield f"'{node.name}' {has} number, and {goes} to another process"
+    for number, nodes in reductions(program.main).items():
+        ranks = [program.process_of(node) for node in nodes]
+        if any(sorted(node.attrs["ranks"]) != sorted(ranks) or node.attrs != nodes[0].attrs for node in nodes):
+            yield f"AllReduce {number} of processes {list(nodes[0].attrs['ranks'])} is done by {ranks}, or not alike"
+        if any([kind.dtype for kind in node.outputs] != [kind.dtype for kind in nodes[0].outputs] for node in nodes):
+            yield f"AllReduce {number} reduces other types in each process"
+        if number in numbers or len(set(ranks)) != len(ranks):
+            yield f"AllReduce {number} is done twice by a process, or has the number of a Send"
+
+
+def _other(node: Node) -> int:
+    """The other end of a transfer; the device itself of what is none."""
+    return int(node.attrs.get("to", node.attrs.get("source", node.device)))
+
+
+def _wrong_pairs(program: Program) -> Iterator[str]:
     """Keys that have not one Send and one Recv, or whose ends disagree."""
     ends: dict[bytes, tuple[list[Node], list[Node]]] = {}
-    for node in main:
+    for node in program.main:
         if node.op in ("Send", "Recv"):
             ends.setdefault(node.attrs["key"], ([], []))[node.op == "Recv"].append(node)
     for key, (sent, received) in ends.items():
@@ -60,6 +97,8 @@ def _wrong_pairs(main: Graph) -> Iterator[str]:
                 f"key '{name}' is sent from device {send.device} to {send.attrs['to']}"
                 f" and received on device {receive.device} from {receive.attrs['source']}"
             )
+        if send.attrs.get("id") != receive.attrs.get("id"):
+            yield f"key '{name}' is sent as number {send.attrs.get('id')} and received as {receive.attrs.get('id')}"
         if send.attrs["T"] != receive.attrs["T"]:
             yield f"key '{name}' is sent as {send.attrs['T']} and received as {receive.attrs['T']}"
 
@@ -94,13 +133,15 @@ def _wrong_order(plan: Plan, program: Program) -> Iterator[str]:
 
 def _circle(main: Graph) -> Iterator[str]:
     """Nodes that wait for themselves, by data, control, or through a transfer."""
-    sent = sends(main)
+    sent, reduced = sends(main), reductions(main)
     needs: dict[str, list[str]] = {}
     users: dict[str, list[str]] = {name: [] for name in main.nodes}
     for node in main:
         before = [*(ref.node for ref in node.inputs), *node.control]
         if node.op == "Recv" and node.attrs["key"] in sent:
             before.append(sent[node.attrs["key"]].name)
+        if node.op == "AllReduce":  # each waits for what all the others take
+            before = list(dict.fromkeys(ref.node for peer in reduced[node.attrs["id"]] for ref in peer.inputs))
         needs[node.name] = before
         for name in before:
             users[name].append(node.name)

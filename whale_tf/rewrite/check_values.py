@@ -64,10 +64,13 @@ class Correspondence:
 
     def _outputs_and_effects(self) -> Iterator[str]:
         """Pairs what leaves the step with what leaves the main graph."""
-        graph, main = self.graph, self.main
-        if len(main.outputs) != len(graph.outputs):
-            yield f"the step has {len(graph.outputs)} outputs, and the program {len(main.outputs)}"
-        self.stack += zip(main.outputs, graph.outputs, strict=False)
+        graph, main, program = self.graph, self.main, self.calls.program
+        processes = range(len(self.plan.layout.hosts))
+        for process in processes:
+            outputs = program.outputs_of(process)
+            if len(outputs) != len(graph.outputs):
+                yield f"the step has {len(graph.outputs)} outputs, and process {process} {len(outputs)}"
+            self.stack += zip(outputs, graph.outputs, strict=False)
         assigns: dict[bytes, list[Node]] = {}
         for node in main:
             if node.op == "Assign":
@@ -77,7 +80,8 @@ class Correspondence:
             node = graph[name]
             if node.op == "Write":
                 found = assigns.pop(node.attrs["variable"], [])
-                if [assign.name in main.effects for assign in found] != [True]:
+                where = [program.process_of(assign) for assign in found if assign.name in main.effects]
+                if len(found) != len(where) or sorted(where) != list(processes):
                     yield f"variable '{variable_of(node)}' is assigned {len(found)} times, or its Assign is no effect"
                 self.stack += [(assign.inputs[0], Ref(name)) for assign in found]
             elif not self.roles.per_micro_batch(name):

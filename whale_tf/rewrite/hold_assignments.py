@@ -6,7 +6,7 @@
 It waits for the calls and, in the update, for all but plain arithmetic, whose shapes were checked when the step was
 traced: with every new value awaited, old and new would be in memory together. Of a call that is dissolved into the
 main graph only its side effects are still a call's end; so what takes its values is waited for too. Waiting is
-gathered on each device first, so that one edge leaves it.
+gathered on each device first, so that one edge leaves it. Each process holds its own back.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from whale_tf.ir.graph import Graph, Node
-from whale_tf.rewrite.placed import HOST
 from whale_tf.rewrite.program import Program
 
 NAME = "all_ran"
@@ -27,7 +26,7 @@ CANNOT_FAIL = frozenset(
         "Max", "Maximum", "Mean", "Min", "Minimum", "Mul", "Neg", "NoOp", "NotEqual", "OnesLike", "Outside", "Prod",
         "Read", "RealDiv", "Reciprocal", "Recv", "Rsqrt", "Select", "SelectV2", "Send", "Shape", "Sigmoid", "Sign",
         "Slice", "Sqrt", "Square", "SquaredDifference", "Squeeze", "Sub", "Sum", "Take", "Tanh", "Transpose",
-        "ZerosLike",
+        "WhaleSum", "ZerosLike",
     }
 )  # fmt: skip
 
@@ -43,11 +42,20 @@ def hold_assignments(program: Program) -> Program:
     gathered = [
         Node(f"{NAME}/on{device}", "NoOp", control=tuple(names), device=device) for device, names in devices.items()
     ]
-    end = Node(NAME, "NoOp", control=tuple(node.name for node in gathered), device=HOST)
+    ends: dict[int, Node] = {}
+    for node in gathered:
+        process = program.process_of(node)
+        end = ends.get(process, Node(f"{NAME}/in{process}" if process else NAME, "NoOp", device=node.device))
+        ends[process] = end.with_(control=(*end.control, node.name))
     others = [node for node in main if node.op != "Assign"]
-    assigns = [node.with_(control=(*node.control, end.name)) for node in main if node.op == "Assign"]
-    effects = main.effects if assigns else (*main.effects, end.name)
-    return replace(program, main=Graph.of([*others, *gathered, end, *assigns], main.outputs, effects))
+    assigns = [_after(node, ends.get(program.process_of(node))) for node in main if node.op == "Assign"]
+    assigned = {program.process_of(node) for node in assigns}
+    effects = (*main.effects, *(end.name for process, end in ends.items() if process not in assigned))
+    return replace(program, main=Graph.of([*others, *gathered, *ends.values(), *assigns], main.outputs, effects))
+
+
+def _after(node: Node, end: Node | None) -> Node:
+    return node if end is None else node.with_(control=(*node.control, end.name))
 
 
 def _awaited(program: Program) -> Iterable[Node]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from whale_tf.rewrite.placed import HOST, Placed
 if TYPE_CHECKING:
     from whale_tf.rewrite.bind import Binder
 
+SUMMED = frozenset({"bfloat16", "float16", "float32", "float64"})
 FOLDS: Mapping[str, str] = MappingProxyType(
     {"max": "Maximum", "min": "Minimum", "prod": "Mul", "all": "LogicalAnd", "any": "LogicalOr"}
 )
@@ -24,6 +26,7 @@ class Merging:
     def __init__(self, binder: Binder) -> None:
         self.binder = binder
         self.known: dict[Ref, Placed] = {}
+        self.reduced: dict[str, list[Placed]] = {}
 
     def value(self, ref: Ref) -> Placed:
         """The step's value of a tensor that every micro-batch has."""
@@ -31,20 +34,72 @@ class Merging:
             self.known[ref] = self._state(ref) if self.binder.graph[ref.node].op == "Write" else self._merged(ref)
         return self.known[ref]
 
-    def gradient(self, marker: Node) -> Placed:
-        """A marker's gradient over all examples, on the device that owns it."""
+    def gradient(self, marker: Node, group: int) -> Placed:
+        """A marker's gradient over all examples, on the device that owns it in a group of replicas."""
         binder, plan = self.binder, self.binder.plan
-        device, kind, part = plan.device_of.get(marker.name, HOST), marker.outputs[0], marker.attrs["part"]
         if not binder.roles.per_micro_batch(marker.inputs[0].node):
+            device = plan.device_of.get(marker.name, (HOST,))[group]
             return Placed(self._constant(marker, device), device)
+        dense = marker.attrs["part"] == b"dense"
+        if not dense and (marker.attrs["part"] == b"indices" or self._varies(marker)):
+            return self._rows(marker, group)
+        if marker.name not in self.reduced:
+            self._reduce(self.bucket_of.get(marker.name, (marker.name,)))
+        return self.reduced[marker.name][group]
+
+    @cached_property
+    def bucket_of(self) -> Mapping[str, tuple[str, ...]]:
+        """The gradients that one is reduced together with."""
+        return {name: bucket for bucket in self.binder.plan.buckets for name in bucket}
+
+    def _rows(self, marker: Node, group: int) -> Placed:
+        """One part of IndexedSlices: those of all micro-batches, one after another."""
+        binder, plan = self.binder, self.binder.plan
+        device, kind = plan.device_of.get(marker.name, (HOST,))[group], marker.outputs[0]
         values = [binder.move(s, device) for r in range(plan.layout.replicas) for s in binder.sums[marker.name, r]]
-        if part == b"dense" or (part == b"values" and not self._varies(marker)):
-            total = self._add_n(marker.name, values, kind, device)
-        else:
-            total = self._concat(marker.name, values, kind, device)
-        if plan.loss == "mean" and plan.even and part != b"indices":
-            total = self._scaled(marker.name, total, 1.0 / plan.parts, kind, device)
-        return Placed(total, device)
+        total = self._concat(marker.name, values, kind, device)
+        return Placed(self._scaled(marker.name, total, self._scale(marker), kind, device), device)
+
+    def _scale(self, marker: Node) -> float:
+        """What a sum over all examples is multiplied by: parts of equal size are not weighted one by one."""
+        plan = self.binder.plan
+        return 1.0 / plan.parts if plan.loss == "mean" and plan.even and marker.attrs["part"] != b"indices" else 1.0
+
+    def _reduce(self, bucket: Sequence[str]) -> None:
+        """The sums of dense gradients in each group of replicas, and then between the groups."""
+        binder, markers = self.binder, [self.binder.graph[name] for name in bucket]
+        groups, scale = binder.plan.layout.groups, self._scale(markers[0])
+        several = len(groups) > 1
+        kind = markers[0].outputs[0].dtype
+        sums = [self._sums(markers, group, 1.0 if several else scale) for group in range(len(groups))]
+        if several:
+            ranks = tuple(binder.plan.layout.process_of(of_group[0].device) for of_group in sums)
+            attrs = {"T": kind, "N": len(bucket), "ranks": ranks, "scale": scale, "id": binder.next_id()}
+            kinds = [marker.outputs[0] for marker in markers]
+            name = f"{bucket[0]}/all"
+            for group, of_group in enumerate(sums):
+                device = of_group[0].device
+                made = binder.add(name, "AllReduce", [value.ref for value in of_group], kinds, device, **attrs)
+                sums[group] = [Placed(made._replace(index=index), device) for index in range(len(bucket))]
+        for index, name in enumerate(bucket):
+            self.reduced[name] = [of_group[index] for of_group in sums]
+
+    def _sums(self, markers: Sequence[Node], group: int, scale: float) -> list[Placed]:
+        """The sums of gradients over the replicas of a group, all in one operation."""
+        binder, replicas = self.binder, self.binder.plan.layout.groups[group]
+        device = binder.plan.device_of.get(markers[0].name, (HOST,))[group]
+        values = [[binder.move(s, device) for r in replicas for s in binder.sums[m.name, r]] for m in markers]
+        parts, kinds = len(values[0]), [marker.outputs[0] for marker in markers]
+        if parts == 1 or kinds[0].dtype not in SUMMED or "CPU" not in binder.plan.layout.devices[device]:
+            totals = [self._add_n(m.name, v, k, device) for m, v, k in zip(markers, values, kinds, strict=True)]
+            scaled = [
+                self._scaled(m.name, t, scale, m.outputs[0], device) for m, t in zip(markers, totals, strict=True)
+            ]
+            return [Placed(ref, device) for ref in scaled]
+        attrs = {"M": parts * len(markers), "K": len(markers), "parts": parts, "T": kinds[0].dtype, "scale": scale}
+        flat = [value for each in values for value in each]
+        made = binder.add(f"{markers[0].name}/total", "WhaleSum", flat, kinds, device, **attrs)
+        return [Placed(made._replace(index=index), device) for index in range(len(markers))]
 
     def _varies(self, marker: Node) -> bool:
         """Whether the other part of the IndexedSlices differs between micro-batches."""
@@ -95,7 +150,7 @@ class Merging:
         if ref in self.binder.graph.outputs:
             ref = variant.graph.outputs[self.binder.graph.outputs.index(ref)]
         if self.binder.graph[ref.node].op == "Input":
-            return self.binder.slice(ref, replica, i)
+            return self.binder.inputs.slice(ref, replica, i, self.binder.plan.layout.device_of(replica, 0))
         return self.binder.micro[ref, replica, i]
 
     def _state(self, ref: Ref) -> Placed:

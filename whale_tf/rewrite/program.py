@@ -5,8 +5,10 @@ The nodes of the main graph carry the device they run on. Besides TensorFlow's o
 | op        | inputs | meaning                                                              |
 |-----------|--------|----------------------------------------------------------------------|
 | `Call`    | values | one action: runs function `function`; `action`, `replica`, `phase`   |
-| `Send`    | value  | to device `to` under `key`                                           |
+| `Send`    | value  | to device `to` under `key`; between processes under the number `id`   |
 | `Recv`    |        | what device `source` sent under `key`                                |
+| `AllReduce` | values | `scale` times the sums over the nodes of the same `id`, in `ranks`   |
+| `WhaleSum` | values | `scale` times the sum of each `parts` of them, one after another         |
 | `Read`    |        | the value of variable `variable` when the step begins                |
 | `Assign`  | value  | the new value of variable `variable`                                 |
 | `Take`    |        | the argument of the step with this `index`                           |
@@ -18,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from whale_tf.ir.graph import Graph
+from whale_tf.ir.graph import Graph, Node, Ref
 from whale_tf.rewrite.cut import StageFunction
 
 
@@ -31,9 +33,31 @@ class Program:
       functions: stage functions by name.
       devices: names of the devices that nodes refer to by index.
       inline: whether calls may be dissolved into the main graph, since no order among actions has to be kept.
+      processes: the process of each device; empty if there is only one. The outputs then come once for each process.
+      fed: whether each process takes its own replicas' examples only, in the place of the global batch.
+      ids: how many numbers there are for what crosses processes, from 0.
+      process: whose part it is; 0 also for the whole.
     """
 
     main: Graph
     functions: Mapping[str, StageFunction]
     devices: tuple[str, ...]
     inline: bool
+    processes: tuple[int, ...] = ()
+    fed: bool = False
+    ids: int = 0
+    process: int = 0
+
+    @property
+    def host(self) -> int:
+        """The first device of the process whose part it is."""
+        return self.processes.index(self.process) if self.processes else 0
+
+    def process_of(self, node: Node) -> int:
+        """The process that runs a node of the main graph."""
+        return self.processes[node.device] if self.processes else 0
+
+    def outputs_of(self, process: int) -> tuple[Ref, ...]:
+        """The step's outputs in one process."""
+        count = len(self.main.outputs) // (max(self.processes, default=0) + 1)
+        return self.main.outputs[process * count : (process + 1) * count]

@@ -18,16 +18,15 @@ themselves, which only swap a buffer, and the joining of the step's results are 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from whale_tf.ir.graph import DType, Graph, Node, Ref, Shape, TensorType
-from whale_tf.rewrite.placed import HOST
 from whale_tf.rewrite.program import Program
 
 UPDATE = "U"
 NOTHING_TO_WAIT_FOR = frozenset({"Const", "Take", "Outside"})
-NO_WORK = NOTHING_TO_WAIT_FOR | {"Read", "Assign", "Send", "Recv", "Slice", "Call", "NoOp"}
+NO_WORK = NOTHING_TO_WAIT_FOR | {"Read", "Assign", "Send", "Recv", "AllReduce", "Slice", "Call", "NoOp"}
 TIME = TensorType(DType("float64"), Shape())
 
 
@@ -85,7 +84,7 @@ class _Timing:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.main = program.main
-        self.host = program.devices[HOST].rsplit("/device:", 1)[0] + "/device:CPU:0"
+        self.host = program.devices[program.host].rsplit("/device:", 1)[0] + "/device:CPU:0"
         self.devices = tuple(dict.fromkeys((*program.devices, self.host)))
         self.nodes: dict[str, Node] = {}
         self.clocks: dict[str, int] = {}
@@ -94,7 +93,7 @@ class _Timing:
         self.last: dict[tuple[int, int], str] = {}
 
     def timed(self) -> Timed:
-        self.began = self.read_clock("began", HOST)
+        self.began = self.read_clock("began", self.program.host)
         updates = _updates(self.main)
         entries = {name for members in updates.values() for name in self.entries(members)}
         for node in self.main:
@@ -105,7 +104,7 @@ class _Timing:
         for (device, phase), members in updates.items():
             self.update(device, phase, members)
         main = Graph.of(self.nodes.values(), (*self.main.outputs, *map(Ref, self.clocks)), self.main.effects)
-        program = Program(main, self.program.functions, self.devices, inline=False)
+        program = replace(self.program, main=main, devices=self.devices, inline=False)
         return Timed(program, len(self.main.outputs), tuple(self.spans), self.transfers())
 
     def call(self, call: Node) -> None:
@@ -123,7 +122,7 @@ class _Timing:
     def after_clocks(self, node: Node, *, entry: bool) -> Node:
         """A node that is no call, after the clocks that tell when its inputs are there; of an entry also its own."""
         ends = [f"clock/{ref.node}/end" for ref in node.inputs if self.main[ref.node].op == "Call"]
-        if node.op in ("Read", "Slice") and node.device == HOST:
+        if node.op in ("Read", "Slice") and node.device == self.program.host:
             ends.append(self.began)
         ready = [self.read_clock(f"{node.name}/ready", node.device, [*self.local(node), *ends])] if entry else []
         return node.with_(control=tuple(dict.fromkeys((*node.control, *ends, *ready)))) if ends or ready else node
@@ -168,7 +167,7 @@ class _Timing:
     def source(self, name: str) -> Node:
         """What computed a value: for one that was received, at its sender."""
         node = self.main[name]
-        while node.op == "Recv":
+        while node.op == "Recv" and node.twin:
             node = self.main[self.main[node.twin].inputs[0].node]
         return node
 
@@ -212,5 +211,5 @@ def _needed(main: Graph) -> set[str]:
 
 def _needs(node: Node) -> list[str]:
     """What must have run: a value that is received was sent."""
-    sent = [node.twin] if node.op == "Recv" else []
+    sent = [node.twin] if node.twin and node.op == "Recv" else []
     return [*(ref.node for ref in node.inputs), *node.control, *sent]

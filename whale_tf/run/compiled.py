@@ -16,9 +16,12 @@ from whale_tf.errors import Line
 from whale_tf.ir.graph import Graph
 from whale_tf.plan.plan import Plan
 from whale_tf.rewrite.collapse import collapse
+from whale_tf.rewrite.localize import localize
 from whale_tf.rewrite.program import Program
+from whale_tf.run.communicator import load, next_ids
 from whale_tf.run.failure import run_error
 from whale_tf.run.lower import Lowered, lower
+from whale_tf.run.processes import World
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Parts:
       result: from the flat outputs to what the step returns.
       line_of: the user's line of an operation.
       traces: what owns the functions of `library`: TensorFlow forgets them with it.
+      world: the processes that run it together; None if this one is alone.
     """
 
     plan: Plan
@@ -46,6 +50,7 @@ class Parts:
     result: Callable[[Sequence[tf.Tensor]], Any]
     line_of: Callable[[str], Line]
     traces: Sequence[Any]
+    world: World | None = None
 
 
 class Compiled:
@@ -54,8 +59,9 @@ class Compiled:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.plan = parts.plan
-        self.program = parts.program
-        self.lowered, names = self._register(parts.program)
+        self.rank = parts.world.rank if parts.world else 0
+        self.program = localize(parts.program, self.rank)
+        self.lowered, names = self._register(self.program)
         weakref.finalize(self, _remove, names)
 
     def __call__(self, tensors: Sequence[tf.Tensor]) -> Any:
@@ -85,8 +91,12 @@ class Compiled:
             return self._run(lowered, tensors)
         except tf.errors.OpError as error:
             vague = isinstance(error, tf.errors.CancelledError) or (self.program.inline and self.plan.parts > 1)
-            cause = (self._cause(tensors) if vague else None) or error
-            raise run_error(cause, self.parts) from cause
+            alone = self.parts.world is None
+            cause = (self._cause(tensors) if vague and alone else None) or error
+            failure = run_error(cause, self.parts)
+            if self.parts.world is not None:
+                self.parts.world.member.fail(failure)
+            raise failure from cause
 
     def _cause(self, tensors: Sequence[tf.Tensor]) -> tf.errors.OpError | None:
         """What failed and in which call, if the step fails on one device too; the variables are not touched."""
@@ -101,7 +111,9 @@ class Compiled:
 
     def _register(self, program: Program) -> tuple[Lowered, list[str]]:
         """Lowers a program and makes its functions known to TensorFlow; gives the names under which they are."""
-        lowered = lower(program, self.parts.calls, f"whale_{ops.uid()}")
+        load()
+        first_id = next_ids(program.ids) if program.ids else 0
+        lowered = lower(program, self.parts.calls, f"whale_{ops.uid()}", first_id)
         here = context.context()
         for function in self.parts.library.values():
             if not here.has_function(function.signature.name):

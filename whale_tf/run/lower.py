@@ -40,18 +40,19 @@ class Lowered:
     config: bytes
 
 
-def lower(program: Program, calls: Mapping[str, Graph], prefix: str) -> Lowered:
-    """Lowers a program.
+def lower(program: Program, calls: Mapping[str, Graph], prefix: str, first_id: int = 0) -> Lowered:
+    """Lowers a program: of several processes, the part of one.
 
     Args:
       calls: functions that stage functions call, by the name they use.
       prefix: makes the functions' names unique in the process.
+      first_id: the program's numbers for what crosses processes count from here; the same in all of them.
     """
     renamed = {name: f"{prefix}_{name}" for name in calls}
     bodies = [_function(renamed[name], graph, renamed, inline=False) for name, graph in calls.items()]
     for name, function in program.functions.items():
         bodies.append(_function(_named(prefix, name), function.graph, renamed, inline=program.inline))
-    return _Main(program, prefix, renamed).lower(bodies)
+    return _Main(program, prefix, renamed, first_id).lower(bodies)
 
 
 def optimize_once() -> bytes:
@@ -153,9 +154,10 @@ class _Writer:
 class _Main:
     """The lowering of a program's main graph."""
 
-    def __init__(self, program: Program, prefix: str, renamed: Mapping[str, str]) -> None:
+    def __init__(self, program: Program, prefix: str, renamed: Mapping[str, str], first_id: int) -> None:
         self.program = program
         self.prefix = prefix
+        self.first_id = first_id
         self.config = optimize_once()
         self.writer = _Writer(f"{prefix}_main", renamed)
 
@@ -177,7 +179,7 @@ class _Main:
                 self._node(node)
         proto = writer.finish(main, inline=True)
         for node in main:
-            if node.op == "Send":
+            if node.op in ("Send", "AllReduce"):  # others wait for it, whether or not something is done with it here
                 writer.control(node.name)
         indices = [tuple(node.attrs["index"] for node in nodes) for nodes in (taken, outside)]
         return Lowered(proto, tuple(bodies), indices[0], indices[1], tuple(variables), self.config)
@@ -195,7 +197,10 @@ class _Main:
             }
             self.writer.node(node, device, op="StatefulPartitionedCall", attrs=attrs)
         elif node.op in ("Send", "Recv"):
-            self._transfer(node, device)
+            (self._message if "id" in node.attrs else self._transfer)(node, device)
+        elif node.op == "AllReduce":
+            own = {"id": self.first_id + node.attrs["id"], "rank": self.program.process}
+            self.writer.node(node, device, op="WhaleAllReduce", attrs={**node.attrs, **own})
         elif node.op == "Read":
             attrs = {"dtype": node.outputs[0].dtype}
             self.writer.node(node, device, op="ReadVariableOp", attrs=attrs, extra=[self._handle(node)])
@@ -220,6 +225,18 @@ class _Main:
             "client_terminated": False,
         }
         self.writer.node(node, device, op=f"_{node.op}", attrs=attrs)
+
+    def _message(self, node: Node, device: str) -> None:
+        """A transfer to or from another process."""
+        number = self.first_id + node.attrs["id"]
+        if node.op == "Send":
+            to = self.program.processes[node.attrs["to"]]
+            attrs = {"T": node.attrs["T"], "to": to, "id": number}
+            self.writer.node(node, device, op="WhaleSend", attrs=attrs)
+        else:
+            source, kind = self.program.processes[node.attrs["source"]], node.outputs[0]
+            attrs = {"dtype": kind.dtype, "shape": kind.shape, "source": source, "id": number}
+            self.writer.node(node, device, op="WhaleReceive", attrs=attrs)
 
 
 def output_name(node: Node, index: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ class Arguments:
       examples: the global batch; 0 if no tensor carries it.
       key: equal for calls that one trace serves.
       structure: the arguments with each tensor replaced by its position.
+      fed: whether each process gives its own part of the global batch.
     """
 
     tensors: tuple[tf.Tensor, ...]
@@ -34,6 +35,11 @@ class Arguments:
     examples: int
     key: Hashable
     structure: tuple[tuple[Any, ...], dict[str, Any]]
+    fed: bool = False
+
+    def to_feed(self) -> Arguments:
+        """The same arguments, of which each process is to give its own part."""
+        return replace(self, fed=True, key=(self.key, "fed"))
 
     @property
     def cut_names(self) -> tuple[str, ...]:

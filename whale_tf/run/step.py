@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 import threading
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from whale_tf.plan.grid import Grid
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.schedule import make_grid
 from whale_tf.run.compiled import Compiled
+from whale_tf.run.feed import Fed, digest, take_part
 from whale_tf.run.graph_file import save_graph
 from whale_tf.run.signature import Arguments, take_apart, written_at
 from whale_tf.run.timeline import Timeline, kept, measure
@@ -87,6 +88,7 @@ class Step:
         self._batch: tuple[tf.Tensor, ...] = ()
         self._plain: Any = None
         self._lock = threading.RLock()
+        self._calls = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs one step.
@@ -108,7 +110,37 @@ class Step:
             arguments = self._arguments(args, kwargs)
             compiled = self._for(arguments)
             self._batch = arguments.tensors
+            self._report(compiled, args[0].digest if arguments.fed else "")
             return compiled(arguments.tensors)
+
+    def feed(self, dataset: Iterable[Any]) -> Iterator[Fed]:
+        """Cuts global batches to what this process's devices need: `for batch in step.feed(dataset): step(batch)`.
+
+        Every process iterates over the same dataset, whose elements are global batches, in the same order; an element
+        that is a tuple gives the step's arguments in order, any other is its only argument. Batches that differ
+        between processes end the run with an error.
+
+        Args:
+          dataset: a `tf.data.Dataset`, or anything that gives such elements. What is shuffled needs the same seed in
+            all processes: `whale.init()` sees to it, unless the script sets one.
+        Raises:
+          WhaleError: as a call with this batch.
+        """
+        for element in dataset:
+            with self._lock:
+                args = element if isinstance(element, tuple) else (element,)
+                arguments = self._arguments(args, {}).to_feed()
+                compiled = self._for(arguments)
+            yield take_part(arguments, compiled.plan, compiled.rank)
+
+    def _report(self, compiled: Compiled, fed: str) -> None:
+        """Lets the processes compare which step they call with which batch."""
+        world = compiled.parts.world
+        if world is not None:
+            self._calls += 1
+            name = getattr(self.python_function, "__name__", "step")
+            text = f"step '{name}', batch {fed or digest(self._batch)}"
+            world.member.report("call", self._calls, text)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """A method of the instance, with plans of its own."""
@@ -122,6 +154,8 @@ class Step:
         return bound
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+        if len(args) == 1 and isinstance(args[0], Fed) and not kwargs:
+            return args[0].arguments
         return take_apart(self.python_function, args, kwargs, self.options.whole)
 
     def _for(self, arguments: Arguments) -> Compiled:

@@ -1,0 +1,164 @@
+"""Steps over several processes: every process's part, and that the whole is still the user's step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+
+from tests.rewrite.steps import MICRO_SLICES, TRAINING, Spread, spread
+from whale_tf.errors import InternalError
+from whale_tf.ir.verify import verify
+from whale_tf.rewrite.localize import localize
+
+# replicas, stages, the process of each device: replica by replica, stage by stage
+LAYOUTS = {
+    "two replicas": (2, 1, (0, 1)),
+    "two replicas in each": (4, 1, (0, 0, 1, 1)),
+    "two stages": (1, 2, (0, 1)),
+    "four stages": (1, 4, (0, 0, 1, 1)),
+    "two pipelines": (2, 2, (0, 0, 1, 1)),
+    "two pipelines across": (2, 2, (0, 1, 2, 3)),
+    "unequal processes": (3, 1, (0, 0, 1)),
+    "a process in two pipelines": (2, 2, (0, 1, 1, 2)),
+}
+
+
+@pytest.mark.parametrize("fed", [False, True], ids=["whole", "fed"])
+@pytest.mark.parametrize("examples", [0, 19], ids=["even", "uneven"])
+@pytest.mark.parametrize("micro_batches", [1, 3])
+@pytest.mark.parametrize(
+    ("layout", "text"),
+    [(layout, TRAINING) for layout in LAYOUTS.values()]
+    + [(layout, MICRO_SLICES) for layout in LAYOUTS.values() if layout[1] == 1],
+    ids=[*LAYOUTS, *(f"{name}, slices" for name, layout in LAYOUTS.items() if layout[1] == 1)],
+)
+def test_a_step_over_processes_is_the_users_step(
+    layout: tuple[int, int, tuple[int, ...]], text: str, micro_batches: int, examples: int, fed: bool
+) -> None:
+    replicas, stages, processes = layout
+    program = spread(
+        text,
+        replicas=replicas,
+        stages=stages,
+        micro_batches=micro_batches,
+        examples=examples,
+        processes=processes,
+        fed=fed,
+    )
+    program.check()
+    for process in range(max(processes) + 1):
+        part = localize(program.program, process)
+        verify(part.main, after="localize")
+        assert {node.device for node in part.main} <= {d for d, owner in enumerate(processes) if owner == process}
+
+
+def across(replicas: int = 2, stages: int = 1, processes: Sequence[int] = (0, 1)) -> Spread:
+    return spread(replicas=replicas, stages=stages, processes=tuple(processes))
+
+
+def test_a_gradient_is_added_in_each_process_and_then_reduced_between_them() -> None:
+    program = across(4, 1, (0, 0, 1, 1))
+    reductions = program.find("AllReduce")
+    assert [program.program.process_of(node) for node in reductions] == [0, 1, 0, 1]
+    assert {node.attrs["ranks"] for node in reductions} == {(0, 1)}
+    assert [program.main[node.inputs[0].node].op for node in reductions] == ["WhaleSum"] * 4
+    assert {node.attrs["scale"] for node in reductions} == {1 / 4}
+    assert not program.find("Send", id=None) or all("id" in node.attrs for node in _crossing(program))
+
+
+def test_a_pipeline_sends_between_processes_and_reduces_nothing() -> None:
+    program = across(1, 2)
+    assert not program.find("AllReduce")
+    assert {node.attrs["id"] for node in _crossing(program)} == set(range(len(_crossing(program))))
+
+
+def test_every_process_updates_its_copy_and_assigns_it() -> None:
+    program = across()
+    assert [program.program.process_of(node) for node in program.find("Sub")] == [0, 1, 0, 1]
+    assert sorted(program.program.process_of(node) for node in program.find("Assign")) == [0, 0, 1, 1]
+    assert all(node.device == program.main[node.inputs[0].node].device for node in program.find("Assign"))
+
+
+def test_every_process_cuts_its_own_examples() -> None:
+    program = across()
+    assert [(node.device, program.main[node.inputs[1].node].attrs["value"][0]) for node in program.find("Slice")] == [
+        (0, 0),
+        (1, 4),
+    ]
+    fed = spread(replicas=2, processes=(0, 1), fed=True)
+    assert [fed.main[node.inputs[1].node].attrs["value"][0] for node in fed.find("Slice")] == [0, 0]
+
+
+def test_outputs_come_in_every_process() -> None:
+    program = across()
+    for process in range(2):
+        outputs = program.program.outputs_of(process)
+        assert len(outputs) == 3
+        assert {program.main[ref.node].device for ref in outputs} == {process}
+
+
+def test_a_value_goes_to_a_process_once() -> None:
+    program = across(2, 2, (0, 0, 1, 1))
+    crossing = [
+        (program.origin(node.inputs[0]), program.program.processes[node.attrs["to"]]) for node in _crossing(program)
+    ]
+    assert len(set(crossing)) == len(crossing)
+
+
+def _crossing(program: Spread) -> list:  # type: ignore[type-arg]
+    processes = program.program.processes
+    return [node for node in program.find("Send") if processes[node.device] != processes[node.attrs["to"]]]
+
+
+def test_a_program_of_one_process_is_left_alone() -> None:
+    program = spread(replicas=2).program
+    assert localize(program, 0) is program
+
+
+def test_what_takes_another_process_s_value_is_refused() -> None:
+    program = across(4, 1, (0, 0, 1, 1))
+    reduce, other = program.find("AllReduce")[:2]
+    wrong = program.with_nodes([reduce.with_(inputs=other.inputs)])
+    with pytest.raises(InternalError) as refused:
+        localize(wrong.program, 0)
+    assert str(refused.value) == (
+        "process 0 takes what is of another process.\n"
+        f"  {reduce.name} takes '{other.inputs[0].node}'\n"
+        "  This is a fault of whale_tf, not of your step: report it with what WHALE_TF_DUMP=folder writes."
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"id": 99}, {"scale": 0.25}, {"ranks": (0,)}],
+    ids=["number", "scale", "ranks"],
+)
+def test_processes_that_reduce_differently_are_refused(change: dict[str, object]) -> None:
+    program = across()
+    reduce = program.find("AllReduce")[1]
+    wrong = program.with_nodes([reduce.with_(attrs={**reduce.attrs, **change})])
+    with pytest.raises(InternalError):
+        wrong.check()
+
+
+def test_a_transfer_without_its_number_is_refused() -> None:
+    program = across(1, 2)
+    send = _crossing(program)[0]
+    attrs = {key: value for key, value in send.attrs.items() if key != "id"}
+    with pytest.raises(InternalError, match=r"has no number, and goes to another process"):
+        program.with_nodes([send.with_(attrs=attrs)]).check()
+
+
+def test_an_update_left_out_in_one_process_is_refused() -> None:
+    program = across()
+    assign = program.find("Assign")[1]
+    main = program.main
+    wrong = replace(
+        main,
+        nodes={n: v for n, v in main.nodes.items() if n != assign.name},
+        effects=tuple(name for name in main.effects if name != assign.name),
+    )
+    with pytest.raises(InternalError, match="is assigned 1 times"):
+        program.with_main(wrong).check()

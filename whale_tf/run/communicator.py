@@ -1,0 +1,186 @@
+"""The library of kernels/, and the world of processes that it speaks for.
+
+    start_world()      joins the other processes through MPI: once, on every rank
+    find_world()       rank and size, if that was done
+    set_timeout(s)     how long a call waits for ranks that have not come
+    abort_world(why)   ends all calls of this process, now and from here on
+    stop_world()       leaves
+    next_ids(n)        numbers for calls: all processes run one script, so they agree on them
+
+The library is loaded by the first of these calls, once. What state there is lives in it, not here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+
+from whale_tf.errors import DeviceError
+
+LIBRARY = Path(__file__).resolve().parent.parent / "_kernels.so"
+MPI = "libmpi_abi.so.1"  # the MPI 5 standard's own binary interface
+MPI_VARIABLE = "WHALE_TF_MPI"
+PROCESSES = "processes"
+FIRST_ID = 16  # of next_ids; the numbers below are those of eager calls
+_ERROR_BYTES = 4096
+
+
+@functools.cache
+def load() -> Any:
+    """TensorFlow's module of generated functions, one for each operation; registers the operations.
+
+    Raises:
+      DeviceError: the library was not built, or was built with another TensorFlow.
+    """
+    if not LIBRARY.exists():
+        raise DeviceError(
+            "the library of native operations has not been built",
+            details=[f"{LIBRARY} does not exist"],
+            way_out="Run `pip install -e .` in the source tree; it needs g++.",
+        )
+    try:
+        return tf.load_op_library(str(LIBRARY))
+    except (tf.errors.NotFoundError, OSError) as error:
+        raise DeviceError(
+            "the library of native operations does not fit this TensorFlow",
+            details=[f"TensorFlow is {tf.__version__}", str(error).split("\n")[0]],
+            way_out="Run `pip install -e .` in the source tree with this TensorFlow installed.",
+        ) from error
+
+
+def start_world() -> tuple[int, int]:
+    """Joins the world of processes. Every process that was started together must call it.
+
+    Returns:
+      rank and size; the same again when called again.
+    Raises:
+      DeviceError: MPI is not installed, or does not start.
+    """
+    path = find_mpi()
+    rank, size = ctypes.c_int(), ctypes.c_int()
+    message = ctypes.create_string_buffer(_ERROR_BYTES)
+    references = ctypes.byref(rank), ctypes.byref(size)
+    if _functions().whale_start_world(str(path).encode(), *references, message, _ERROR_BYTES) != 0:
+        raise DeviceError(
+            "the world of processes did not start",
+            details=[message.value.decode(errors="replace"), f"MPI is {path}"],
+            way_out="Start the script with `whale run -n 2 script.py` or `mpiexec -n 2 python script.py`.",
+        )
+    return rank.value, size.value
+
+
+def find_world() -> tuple[int, int] | None:
+    """Rank and size, or None where no world of processes was started."""
+    rank, size = ctypes.c_int(), ctypes.c_int()
+    found = _functions().whale_find_world(ctypes.byref(rank), ctypes.byref(size))
+    return (rank.value, size.value) if found else None
+
+
+def set_timeout(seconds: float) -> None:
+    """A call that waits so long for other ranks fails, and names them. Also holds for calls in flight.
+
+    Raises:
+      DeviceError: `seconds` is not more than 0.
+    """
+    if not seconds > 0:
+        raise DeviceError(
+            "a timeout is more than 0 seconds",
+            details=[f"seconds is {seconds!r}"],
+            way_out="Give a large number of seconds to wait long.",
+        )
+    _functions().whale_set_timeout(float(seconds))
+
+
+def abort_world(message: str) -> None:
+    """Ends every call between processes, those in flight and those to come, with this message."""
+    _functions().whale_abort_world(message.encode())
+
+
+def stop_world() -> None:
+    """Leaves the world of processes, in bounded time. Nothing where none was started."""
+    _functions().whale_stop_world()
+
+
+def next_ids(count: int) -> int:
+    """The first of `count` numbers for calls, which nobody had before.
+
+    Every process must ask for the same counts in the same order, also one that takes no part in a call.
+
+    Raises:
+      DeviceError: `count` is negative, or the 2^26 numbers are used up.
+    """
+    return _checked_id(_functions().whale_next_ids(count), f"{count} more numbers were asked for")
+
+
+def gradient_id(world: str, id: int, rank: int) -> int:
+    """The number for a rank's gradient of call `id`: the n-th asked for is the same for all ranks.
+
+    Raises:
+      DeviceError: the 2^26 numbers are used up.
+    """
+    number = _functions().whale_gradient_id(world.encode(), id, rank)
+    return _checked_id(number, f"the gradient of call {id} needs one more number")
+
+
+def find_mpi() -> Path:
+    """The MPI library: WHALE_TF_MPI, else that of the installed `mpich`, else one in the environment's lib folder.
+
+    Raises:
+      DeviceError: there is none.
+    """
+    named = os.environ.get(MPI_VARIABLE)
+    places = [Path(named)] if named else [*_files_of_mpich(), Path(sys.prefix) / "lib" / MPI]
+    for place in places:
+        if place.is_file():
+            return place.resolve()
+    raise DeviceError(
+        "MPI, which carries data between processes, was not found",
+        details=[f"{place} does not exist" for place in places],
+        way_out=f"Run `pip install whale_tf[mpi]`, or set {MPI_VARIABLE} to the path of {MPI}.",
+    )
+
+
+def _files_of_mpich() -> list[Path]:
+    try:
+        files = metadata.files("mpich") or []
+    except metadata.PackageNotFoundError:
+        return []
+    return [Path(str(file.locate())) for file in files if file.name == MPI]
+
+
+def _checked_id(number: int, request: str) -> int:
+    if number >= 0:
+        return number
+    raise DeviceError(
+        "there are 2^26 numbers for calls, and they are used up",
+        details=[request],
+        way_out="Trace fewer functions: each trace takes numbers for its calls.",
+    )
+
+
+@functools.cache
+def _functions() -> ctypes.CDLL:
+    """The same library by its C functions; TensorFlow loads it first, since it holds the symbols it needs."""
+    load()
+    functions = ctypes.CDLL(str(LIBRARY))
+    integer, text = ctypes.POINTER(ctypes.c_int), ctypes.c_char_p
+    signatures: dict[str, tuple[Any, list[Any]]] = {
+        "whale_start_world": (ctypes.c_int, [text, integer, integer, text, ctypes.c_int64]),
+        "whale_find_world": (ctypes.c_int, [integer, integer]),
+        "whale_set_timeout": (None, [ctypes.c_double]),
+        "whale_abort_world": (None, [text]),
+        "whale_stop_world": (None, []),
+        "whale_next_ids": (ctypes.c_int64, [ctypes.c_int64]),
+        "whale_gradient_id": (ctypes.c_int64, [text, ctypes.c_int64, ctypes.c_int]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(functions, name)
+        function.restype, function.argtypes = result, arguments
+    return functions

@@ -1,0 +1,327 @@
+"""Collectives and messages as TensorFlow operations.
+
+Between processes, every rank calls the same function; nothing else needs to be said:
+
+    total = all_reduce(gradients)
+
+Within a process, ranks are devices that meet in a world of memory, under any name. Each rank makes its own call, all
+in one `tf.function`, and all under one id:
+
+    ids = next_ids(1)
+    for rank in range(4):
+        with tf.device(f"CPU:{rank}"):
+            totals[rank] = all_reduce(gradients[rank], rank=rank, ranks=range(4), world="replicas", id=ids)
+
+`ranks` is who takes part, in the order of the result: by default all processes. `id` tells calls apart. By default a
+call takes the next numbers, as many as there are types among its tensors; since all processes run the same script they
+take the same ones. A process that leaves a call out, because it is not among its ranks, must still take its numbers:
+call next_ids on all ranks and give `id`. Eager calls need none: they meet in the order in which they are made.
+
+Values are a tensor or any structure of tensors. A call moves all of them at once, and what is small is packed together.
+Calls in one function start as soon as their inputs are there, in any order. Within a process, a loop, a branch or an
+inner `tf.function` that holds calls must hold those of all ranks: TensorFlow runs such parts one after another.
+
+A call fails, and never hangs, when a rank is missing for longer than `communicator.set_timeout` allows, when one leaves
+or fails, and when one makes another call: with DeadlineExceededError, UnavailableError, CancelledError or
+InvalidArgumentError of `tf.errors`.
+
+The kernels are for the CPU and work in host memory. On GPUs a plan becomes TensorFlow's own NCCL collectives, which is
+not part of this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from whale_tf.errors import DeviceError, PlanError
+from whale_tf.run import communicator
+from whale_tf.run import gradients as gradients  # registers them
+from whale_tf.run.calls import (
+    call_lists,
+    gradient_number,
+    has_gradient,
+    in_any_order,
+    numbers_of,
+    place_of,
+    receive_one,
+    send_one,
+)
+from whale_tf.run.communicator import PROCESSES
+
+
+def all_reduce(
+    values: Any,
+    reduction: str = "sum",
+    *,
+    scale: float = 1.0,
+    ranks: Sequence[int] | None = None,
+    rank: int | None = None,
+    world: str = PROCESSES,
+    id: int | None = None,
+) -> Any:
+    """scale * the reduction of all ranks' values: the same bits on every rank.
+
+    The gradient of a sum is the sum over the ranks of their gradients, of a mean their mean, both scaled. All ranks'
+    results must then lead to what is differentiated.
+
+    Args:
+      values: float16, bfloat16, float32, float64, int32, int64 or bool, with the same types and shapes on every rank.
+      reduction: "sum", "mean", "max", "min" or "product"; of bools, "sum" and "max" say whether any is true, "product"
+        and "min" whether all are. "mean", and a `scale` other than 1, are for floats only.
+    Raises:
+      PlanError: a gradient of "max", "min" or "product" is asked for.
+    """
+    place = place_of(world, rank, ranks)
+    return call_lists("AllReduce", values, place, id, {"reduction": reduction, "scale": scale})
+
+
+def reduce_scatter(
+    values: Any,
+    reduction: str = "sum",
+    *,
+    scale: float = 1.0,
+    ranks: Sequence[int] | None = None,
+    rank: int | None = None,
+    world: str = PROCESSES,
+    id: int | None = None,
+) -> Any:
+    """This rank's part of what `all_reduce` gives: `[ranks * n, ...]` becomes `[n, ...]`.
+
+    The rank at place k of `ranks` gets the k-th part along dim 0. The gradient of sum and mean is an `all_gather`.
+
+    Args:
+      values: as for `all_reduce`; dim 0 is a multiple of the number of ranks.
+      reduction: as for `all_reduce`.
+    Raises:
+      PlanError: a gradient of "max", "min" or "product" is asked for.
+    """
+    place = place_of(world, rank, ranks)
+    return call_lists("ReduceScatter", values, place, id, {"reduction": reduction, "scale": scale})
+
+
+def all_gather(
+    values: Any,
+    *,
+    ranks: Sequence[int] | None = None,
+    rank: int | None = None,
+    world: str = PROCESSES,
+    id: int | None = None,
+) -> Any:
+    """All ranks' values one after another along dim 0: `[n, ...]` becomes `[ranks * n, ...]`.
+
+    The gradient is a `reduce_scatter` of the ranks' gradients.
+
+    Args:
+      values: any plain type, with the same types and shapes on every rank, and a dim 0.
+    """
+    return call_lists("AllGather", values, place_of(world, rank, ranks), id, {})
+
+
+def all_to_all(
+    values: Any,
+    *,
+    ranks: Sequence[int] | None = None,
+    rank: int | None = None,
+    world: str = PROCESSES,
+    id: int | None = None,
+) -> Any:
+    """Part k along dim 0 goes to the rank at place k, and the part that comes from it takes its place.
+
+    The gradient is the same operation.
+
+    Args:
+      values: any plain type, `[ranks * n, ...]`, with the same types and shapes on every rank.
+    """
+    return call_lists("AllToAll", values, place_of(world, rank, ranks), id, {})
+
+
+def broadcast(
+    values: Any,
+    root: int = 0,
+    *,
+    ranks: Sequence[int] | None = None,
+    rank: int | None = None,
+    world: str = PROCESSES,
+    id: int | None = None,
+) -> Any:
+    """The values of rank `root`, on every rank.
+
+    The gradient is the sum of the ranks' gradients on the root, and zero elsewhere.
+
+    Args:
+      values: any plain type; the values of other ranks only give types and shapes, the same on every rank.
+      root: a rank, one of `ranks`.
+    Raises:
+      DeviceError: `root` is not among the ranks.
+    """
+    place = place_of(world, rank, ranks)
+    if root not in place.ranks:
+        raise DeviceError(
+            "the root of a broadcast takes part in it",
+            details=[f"root is {root}, the ranks are {list(place.ranks)}"],
+            way_out=f"Use root={place.ranks[0]}.",
+        )
+    return call_lists("Broadcast", values, place, id, {"root": place.ranks.index(root)})
+
+
+def send(
+    values: Any,
+    to: int,
+    *,
+    ranks: Sequence[int] | None = None,
+    rank: int | None = None,
+    world: str = PROCESSES,
+    id: int | None = None,
+) -> Any:
+    """Sends values to another rank, which calls `receive`.
+
+    Eagerly it returns when the memory of `values` is free again, which may be only when they are received.
+
+    Args:
+      values: any plain type; each tensor is a message of its own.
+      to: a rank.
+      ranks: all ranks of a world of memory; both sides give the same.
+    Returns:
+      a token, the float 0.0. To differentiate through the message add it to the loss: the gradient of what was sent
+      then comes from the receiver.
+    """
+    place = place_of(world, rank, ranks)
+    tensors = [tf.convert_to_tensor(value) for value in tf.nest.flatten(values)]
+    ids = numbers_of("Send", len(tensors), id)
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def sent(*given: Any) -> Any:
+        for tensor, number in zip(given, ids, strict=True):
+            send_one(tensor, to, number, place)
+
+        def gradient(_: Any) -> Any:
+            back = [gradient_number("Receive", place, number) for number in ids]
+            specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in given]
+            return [
+                receive_one(to, spec, number, place) if has_gradient(spec) else None
+                for spec, number in zip(specs, back, strict=True)
+            ]
+
+        return tf.zeros([]), gradient
+
+    return sent(*tensors)
+
+
+def receive(
+    source: int,
+    spec: Any,
+    *,
+    token: Any = None,
+    ranks: Sequence[int] | None = None,
+    rank: int | None = None,
+    world: str = PROCESSES,
+    id: int | None = None,
+) -> Any:
+    """What rank `source` sends here.
+
+    Args:
+      source: a rank.
+      spec: a `tf.TensorSpec`, or a structure of them, for the types and what is known of the shapes.
+      token: a float scalar on which a gradient depends, as one from `send` in this process, or 0.0 times a parameter
+        elsewhere. With it, the gradient of what was received is sent back to the source; without it, it is lost.
+      ranks: all ranks of a world of memory; both sides give the same.
+    """
+    place = place_of(world, rank, ranks)
+    specs = tf.nest.flatten(spec)
+    ids = numbers_of("Receive", len(specs), id)
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def received(_: Any) -> Any:
+        values = [receive_one(source, each, number, place) for each, number in zip(specs, ids, strict=True)]
+
+        def gradient(*gradients: Any) -> Any:
+            back = [gradient_number("Send", place, number) for number in ids]
+            for each, value, number in zip(specs, gradients, back, strict=True):
+                if has_gradient(each):
+                    send_one(value, source, number, place)
+            return tf.zeros([])
+
+        return values, gradient
+
+    return tf.nest.pack_sequence_as(spec, received(tf.zeros([]) if token is None else token))
+
+
+def barrier(
+    *,
+    ranks: Sequence[int] | None = None,
+    rank: int | None = None,
+    world: str = PROCESSES,
+    id: int | None = None,
+) -> Any:
+    """Waits until all ranks have come to it.
+
+    In a function, control dependencies say what comes before it and after it.
+    """
+    place = place_of(world, rank, ranks)
+    made = communicator.load().whale_barrier(id=numbers_of("Barrier", 1, id)[0], **place.attributes())
+    return in_any_order(made)
+
+
+def add_contributions(contributions: Sequence[Sequence[Any]], *, scale: float = 1.0) -> list[Any]:
+    """scale * the sum of each list of tensors, in its order: all lists in one pass over memory.
+
+    Args:
+      contributions: lists of equal length; the tensors of a list have one shape, and all have one type.
+      scale: for floats only if it is not 1.
+    """
+    parts = {len(each) for each in contributions}
+    if len(parts) != 1:
+        raise PlanError(
+            "every sum has the same number of contributions",
+            details=[f"sum {k} has {len(each)}" for k, each in enumerate(contributions)],
+            way_out="Call add_contributions once for each number.",
+        )
+    flat = [tensor for each in contributions for tensor in each]
+    module = communicator.load()
+    sums: list[Any] = module.whale_sum(flat, K=len(contributions), parts=parts.pop(), scale=scale)
+    return sums
+
+
+def read_shard(value: Any, rank: int, size: int) -> Any:
+    """Part `rank` of `size` equal parts of a variable's or tensor's elements: `[ceil(elements / size)]`.
+
+    The last parts are filled with zeros. There is no gradient.
+
+    Args:
+      value: a variable, which is not copied as a whole, or a tensor, of any plain type.
+    """
+    module = communicator.load()
+    variable = _variable(value)
+    if variable is None:
+        return module.whale_shard(value, rank=rank, size=size)
+    return module.whale_read_shard(variable.handle, rank=rank, size=size, dtype=variable.dtype)
+
+
+def assign_shards(variable: Any, values: Any, size: int) -> Any:
+    """Writes gathered shards back into a variable, in place where nobody reads the old value.
+
+    Args:
+      variable: keeps its shape.
+      values: `[size * ceil(elements / size)]`, the shards of all ranks one after another, as `all_gather` gives them.
+    Raises:
+      DeviceError: `variable` is none.
+    """
+    found = _variable(variable)
+    if found is None:
+        raise DeviceError(
+            "shards are written to a variable",
+            details=[f"a {type(variable).__name__} was given"],
+            way_out="Give the tf.Variable or keras.Variable.",
+        )
+    return communicator.load().whale_assign_shards(found.handle, values, size=size)
+
+
+def _variable(value: Any) -> Any:
+    """The tf.Variable that this is or, if Keras made it, stands for; None if it is neither."""
+    if isinstance(value, keras.Variable):
+        return value.value
+    return value if isinstance(value, tf.Variable) else None

@@ -1,0 +1,147 @@
+"""This process among all processes of a run: what they agree on before they compute together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from whale_tf.errors import PlanError
+from whale_tf.run.ops import broadcast
+from whale_tf.world import Member
+
+# What MPI carries as it is; values of other types are few and small, and go to all as bytes.
+CARRIED = (tf.float16, tf.bfloat16, tf.float32, tf.float64, tf.int32, tf.int64, tf.bool)
+
+WORD = re.compile(r"[\w./-]+")
+# Names that TensorFlow makes of its count of functions: of a custom gradient, and of what a loop's condition ignores.
+COUNTED = re.compile(r"(?<=CustomGradient-)\d+|(?<=_)\d+(?=___redundant_placeholder)")
+
+
+@dataclass(frozen=True)
+class World:
+    """All processes of a run, as one of them sees it.
+
+    Attributes:
+      rank: the number of this process.
+      size: how many there are.
+      member: the connection over which they agree.
+      timeout: seconds that one waits for another.
+    """
+
+    rank: int
+    size: int
+    member: Member
+    timeout: float
+
+    def exchange(self, name: str, payload: bytes) -> list[bytes]:
+        """Every process's payload, in the order of ranks.
+
+        Raises:
+          RunError: a process is missing, has failed, or exchanges something else.
+        """
+        return self.member.exchange(name, payload, self.timeout)
+
+
+def agree(world: World, step: str, facts: Mapping[str, str], text: Callable[[], str]) -> None:
+    """Compares what all processes are about to run.
+
+    Args:
+      step: the step's name.
+      facts: what must be the same, each in one line: shapes, devices, digests.
+      text: the program; it is only asked for, and sent, where only digests differ.
+    Raises:
+      PlanError: they differ; it names the ranks and what differs, on every rank alike.
+    """
+    payload = json.dumps(dict(facts)).encode()
+    found = [json.loads(each) for each in world.exchange(f"the plan of step '{step}'", payload)]
+    names = dict.fromkeys(name for each in found for name in each)
+    differing = [name for name in names if len({each.get(name) for each in found}) > 1]
+    if not differing:
+        return
+    details = []
+    for name in differing:
+        details += [f"{name}: {_ranks(ranks)} {value}" for value, ranks in _by_value(each.get(name) for each in found)]
+    programs = [
+        zlib.decompress(each).decode().splitlines()
+        for each in world.exchange(f"the program of step '{step}'", zlib.compress(text().encode()))
+    ]
+    details += _first_difference(programs)
+    raise PlanError(
+        f"the processes do not run the same step '{step}'",
+        details=details,
+        way_out="Run the same script with the same arguments and inputs of the same shapes in every process; "
+        "what depends on the rank may only be outside the step.",
+    )
+
+
+def share_variables(world: World, variables: Mapping[str, Any]) -> None:
+    """Gives every process the values that the first one's variables have."""
+    by_type: dict[tf.DType, list[Any]] = {}
+    for variable in variables.values():
+        by_type.setdefault(variable.dtype, []).append(variable)
+    for dtype, members in by_type.items():
+        values = [variable.read_value() for variable in members]
+        for variable, value in zip(members, _shared(world, dtype, values), strict=True):
+            if world.rank:
+                variable.assign(value)
+
+
+def _shared(world: World, dtype: tf.DType, values: list[tf.Tensor]) -> list[tf.Tensor]:
+    if dtype in CARRIED:
+        return list(broadcast(values))
+    written = json.dumps([tf.io.serialize_tensor(value).numpy().hex() for value in values]).encode()
+    first = world.exchange(f"variables of type {dtype.name}", b"" if world.rank else written)[0]
+    return [tf.io.parse_tensor(bytes.fromhex(text), dtype) for text in json.loads(first)]
+
+
+def canonical(text: str, functions: Mapping[str, Any]) -> str:
+    """A text with the bodies of the functions it names, in which these are numbered as they come.
+
+    TensorFlow's own names for them count what a process has traced before, and so do those of custom gradients.
+    """
+    numbers: dict[str, str] = {}
+    bodies: list[str] = []
+
+    def numbered(match: re.Match[str]) -> str:
+        name = match[0]
+        if name in functions and name not in numbers:
+            numbers[name] = f"function_{len(numbers)}"
+            bodies.append(str(functions[name]))
+        return numbers.get(name, name)
+
+    written = [WORD.sub(numbered, text)]
+    while bodies:
+        written.append(WORD.sub(numbered, bodies.pop(0)))
+    return COUNTED.sub("", "\n".join(written))
+
+
+def digest_of(text: str) -> str:
+    """16 hexadecimal digits."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _by_value(values: Iterable[Any]) -> list[tuple[Any, list[int]]]:
+    found: dict[Any, list[int]] = {}
+    for rank, value in enumerate(values):
+        found.setdefault(value, []).append(rank)
+    return list(found.items())
+
+
+def _first_difference(programs: list[list[str]]) -> list[str]:
+    """The first line in which the programs differ, once for each that is different."""
+    for number in range(max(map(len, programs))):
+        lines = _by_value(program[number].strip() if number < len(program) else "ends" for program in programs)
+        if len(lines) > 1:
+            return [f"line {number + 1}: {_ranks(ranks)} {line[:160]}" for line, ranks in lines]
+    return []
+
+
+def _ranks(ranks: list[int]) -> str:
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}:"

@@ -1,0 +1,129 @@
+"""`init`: finds or makes this process's devices, joins the other processes, and remembers both.
+
+Devices of all processes make one cluster, ordered by process. With `whale run` the processes find one another before
+MPI starts, so that one that dies then is noticed; otherwise MPI brings the address of the first to the others.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+from dataclasses import replace
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.python.eager import context  # private; tried with 2.21
+
+from whale_tf._protos import cluster_pb2
+from whale_tf.annotate.cluster import Cluster
+from whale_tf.annotate.devices import check_cluster, find_devices
+from whale_tf.errors import DeviceError
+from whale_tf.run import communicator
+from whale_tf.run.ops import broadcast
+from whale_tf.run.processes import World
+from whale_tf.world import Address, Environment, Hub, join, read_address, read_environment, read_timeout
+
+ADDRESS_BYTES = 4096
+
+# The cluster of the last `init`, if there was one: TensorFlow knows all devices, but not how many were asked for.
+_current: list[Cluster] = []
+# The world that this process has joined; a process joins once.
+_joined: list[World] = []
+
+
+def init(devices: int | None = None, *, cluster: Cluster | None = None) -> Cluster:
+    """The devices that steps run on from here on. Starts TensorFlow.
+
+    On a machine with visible GPUs they are its GPUs; elsewhere logical CPU devices, which share the machine's cores.
+    Under `whale run`, `mpiexec` or `srun` every process calls it, and gets the devices of all.
+
+    Args:
+      devices: how many in this process; by default all GPUs, or the logical CPU devices there are (one, unless
+        configured otherwise).
+      cluster: the devices by name, with what is known of their speed and memory, in the place of a number. Of several
+        processes it names those of all.
+    Raises:
+      DeviceError: there are fewer, and they cannot be made because TensorFlow has started; MPI is needed and missing.
+      RunError: another process did not come.
+    """
+    if devices is not None and cluster is not None:
+        raise DeviceError(
+            "init takes a number of devices or a cluster, not both",
+            details=[f"devices is {devices}, and the cluster has {len(cluster)}"],
+            way_out="Leave out one of the two.",
+        )
+    environment = read_environment(os.environ)
+    rank, size = environment.rank, environment.size
+    local = find_devices(devices) if cluster is None else check_cluster(cluster, rank, size)
+    found = local
+    if size > 1:
+        found = _gathered(_join(environment), local, cluster)
+    _current[:] = [found]
+    return found
+
+
+def current_cluster() -> Cluster:
+    """The cluster of the last `init`; without one, what `init()` would find."""
+    return _current[0] if _current else init()
+
+
+def current_world() -> World | None:
+    """The processes of this run; None if this one is alone."""
+    return _joined[0] if _joined else None
+
+
+def _join(environment: Environment) -> World:
+    if _joined:
+        return _joined[0]
+    timeout = read_timeout(os.environ)
+    communicator.set_timeout(timeout)
+    address = read_address(os.environ)
+    if address is not None:
+        member = join(environment, on_abort=communicator.abort_world, address=address, timeout=timeout)
+        _start_mpi(environment)
+    else:
+        _start_mpi(environment)
+        hub = Hub(environment.size) if environment.rank == 0 else None
+        address = _from_first(hub.start() if hub else None)
+        member = join(environment, on_abort=communicator.abort_world, address=address, hub=hub, timeout=timeout)
+    assert member is not None  # of a world of one there is nothing to join
+    _joined.append(World(environment.rank, environment.size, member, timeout))
+    _share_seed(_joined[0])
+    return _joined[0]
+
+
+def _start_mpi(environment: Environment) -> None:
+    found = communicator.start_world()
+    atexit.register(communicator.stop_world)
+    if found != (environment.rank, environment.size):
+        raise DeviceError(
+            "MPI does not know the processes that the environment speaks of",
+            details=[f"the environment says {environment}", f"MPI says rank {found[0]} of {found[1]}"],
+            way_out="Start the processes with `whale run -n N script.py`, with `mpiexec`, or with `srun --mpi=pmi2`.",
+        )
+
+
+def _from_first(address: Address | None) -> Address:
+    """The address that the first process has, in all of them."""
+    text = str(address or "").encode().ljust(ADDRESS_BYTES)
+    (shared,) = broadcast([tf.constant(np.frombuffer(text, np.int32))])
+    return Address.parse(shared.numpy().tobytes().decode().strip())
+
+
+def _gathered(world: World, local: Cluster, given: Cluster | None) -> Cluster:
+    """The devices of all processes, each with the number of its process."""
+    own = Cluster(tuple(replace(device, process=world.rank) for device in local), local.links)
+    clusters = [
+        Cluster.from_proto(cluster_pb2.Cluster.FromString(each))
+        for each in world.exchange("the devices of whale.init", own.to_proto().SerializeToString())
+    ]
+    return given or Cluster(tuple(device for each in clusters for device in each))
+
+
+def _share_seed(world: World) -> None:
+    """One global seed for all processes, so that datasets are shuffled alike; a seed that was set stays."""
+    given = context.global_seed()
+    own = int.from_bytes(os.urandom(4), "little") >> 1 if given is None else given
+    first = world.exchange("the global seed", str(own).encode())[0]
+    if given is None:
+        tf.random.set_seed(int(first))
