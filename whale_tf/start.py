@@ -35,6 +35,8 @@ def init(devices: int | None = None, *, cluster: Cluster | None = None) -> Clust
     """The devices that steps run on from here on. Starts TensorFlow.
 
     On a machine with visible GPUs they are its GPUs; elsewhere logical CPU devices, which share the machine's cores.
+    When it makes several of these, an operation runs on as many threads as there are cores for each device, unless
+    `tf.config.threading.set_intra_op_parallelism_threads` was called before.
     Under `whale run`, `mpiexec` or `srun` every process calls it, and gets the devices of all.
 
     Args:

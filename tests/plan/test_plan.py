@@ -141,10 +141,12 @@ def test_a_plan_prints_in_colour_on_a_console_that_has_them() -> None:
     assert "\x1b[" not in str(pipeline())
 
 
-def test_devices_of_other_tasks_are_told_apart() -> None:
-    plan = one_device()
-    layout = replace(plan.layout, devices=("/job:localhost/replica:0/task:2/device:GPU:1",))
-    assert "2/GPU:1" in str(replace(plan, layout=layout))
+def test_devices_of_other_processes_are_told_apart() -> None:
+    plan = pipeline()
+    names, processes = ("/job:localhost/replica:0/task:0/device:GPU:1",) * 6, (0, 0, 0, 0, 1, 2)
+    layout = replace(plan.layout, devices=names, processes=processes)
+    assert [layout.label(device) for device in (3, 4, 5)] == ["GPU:1", "1/GPU:1", "2/GPU:1"]
+    assert "1/GPU:1, 2/GPU:1" in str(replace(plan, layout=replace(layout, idle=2)))
 
 
 # What stages cost.

@@ -6,10 +6,15 @@ function here is such a question.
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 import tensorflow as tf
 
 from whale_tf.annotate.cluster import Cluster, Device
 from whale_tf.errors import DeviceError
+
+PROCESSES_HERE = "MPI_LOCALNRANKS"  # how many processes of the run share this machine; set by mpiexec
 
 
 def find_devices(count: int | None) -> Cluster:
@@ -27,6 +32,7 @@ def find_devices(count: int | None) -> Cluster:
     if tf.config.get_visible_devices("GPU"):
         return _first_gpus(count)
     if count is not None:
+        _share_cores(count)
         _make_cpus(count)
     return Cluster(_existing("CPU")[:count])
 
@@ -60,6 +66,18 @@ def _make_cpus(count: int) -> None:
         ) from error
 
 
+def _share_cores(devices: int) -> None:
+    """Gives the operations of several devices their part of the cores each, unless the user has said how many threads.
+
+    All devices of a process share one pool of threads. If every operation of every device were cut for all cores, they
+    would wait for one another's pieces: benchmarks/data_parallel has the figures. Nothing once TensorFlow has started.
+    """
+    here = int(os.environ.get(PROCESSES_HERE, "1")) * devices
+    if here > 1 and tf.config.threading.get_intra_op_parallelism_threads() == 0:
+        with contextlib.suppress(RuntimeError):
+            tf.config.threading.set_intra_op_parallelism_threads(max(1, len(os.sched_getaffinity(0)) // here))
+
+
 def check_cluster(cluster: Cluster, rank: int = 0, size: int = 1) -> Cluster:
     """The part of a cluster that is of this process, number `rank` of `size`, once all its devices exist.
 
@@ -83,6 +101,7 @@ def check_cluster(cluster: Cluster, rank: int = 0, size: int = 1) -> Cluster:
         )
     cpus = [device.index for device in own if device.kind == "CPU"]
     if cpus:
+        _share_cores(len(cpus))
         _make_cpus(max(cpus) + 1)
     existing = [device.name for kind in sorted({device.kind for device in own}) for device in _existing(kind)]
     missing = [device.name for device in own if device.name not in existing]

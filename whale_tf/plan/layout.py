@@ -68,6 +68,11 @@ class Layout:
         """The device that runs a stage of a replica."""
         return self.places[replica][stage % self.rows]
 
+    def label(self, device: int) -> str:
+        """A short name of a device: `CPU:1`, and `2/CPU:1` in process 2."""
+        own, process = self.devices[device].rsplit("device:", 1)[-1], self.process_of(device)
+        return f"{process}/{own}" if process else own
+
     def process_of(self, device: int) -> int:
         """The process that owns a device."""
         return self.processes[device] if self.processes else 0

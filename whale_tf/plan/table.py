@@ -22,7 +22,6 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from whale_tf.annotate.cluster import NAME
 from whale_tf.plan.check_schedule import check_grid
 
 if TYPE_CHECKING:
@@ -100,22 +99,12 @@ def _stage_table(plan: Plan) -> Table:
 
 def _devices(plan: Plan, stage: int) -> Iterator[str]:
     layout = plan.layout
-    return (_short(layout.devices[layout.device_of(replica, stage)]) for replica in range(layout.replicas))
+    return (layout.label(layout.device_of(replica, stage)) for replica in range(layout.replicas))
 
 
 def _idle(plan: Plan) -> list[str]:
     used = {place for row in plan.layout.places for place in row}
-    return [_short(name) for index, name in enumerate(plan.layout.devices) if index not in used]
-
-
-def _short(name: str) -> str:
-    """`CPU:1`, and `2/CPU:1` in task 2; a name that is not TensorFlow's stays as it is."""
-    match = NAME.fullmatch(name)
-    if match is None:
-        return name
-    task = (match["task"] or "").rpartition("task:")[2]
-    own = f"{match['kind']}:{match['index']}"
-    return own if task in ("", "0") else f"{task}/{own}"
+    return [plan.layout.label(index) for index in range(len(plan.layout.devices)) if index not in used]
 
 
 def _schedule(plan: Plan) -> Text:

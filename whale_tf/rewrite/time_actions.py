@@ -85,7 +85,7 @@ class _Timing:
         self.program = program
         self.main = program.main
         self.host = program.devices[program.host].rsplit("/device:", 1)[0] + "/device:CPU:0"
-        self.devices = tuple(dict.fromkeys((*program.devices, self.host)))
+        self.devices = (*program.devices, *([] if self.host in program.devices else [self.host]))
         self.nodes: dict[str, Node] = {}
         self.clocks: dict[str, int] = {}
         self.spans: list[Span] = []

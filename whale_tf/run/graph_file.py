@@ -99,7 +99,7 @@ def _stage(layout: Layout, stage: int) -> str:
 def _describe(proto: node_def_pb2.NodeDef, node: Node) -> None:
     """Adds what the page shows beside a node: the shapes on its edges, and from where a value comes."""
     proto.attr.pop("_class", None)  # names other nodes by their old names
-    if node.op == "Recv":
+    if node.op == "Recv" and node.twin:
         proto.input.append(f"^{node.twin}")
     if node.outputs:
         shapes = attr_value_pb2.AttrValue.ListValue()

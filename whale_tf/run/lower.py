@@ -200,7 +200,7 @@ class _Main:
             (self._message if "id" in node.attrs else self._transfer)(node, device)
         elif node.op == "AllReduce":
             own = {"id": self.first_id + node.attrs["id"], "rank": self.program.process}
-            self.writer.node(node, device, op="WhaleAllReduce", attrs={**node.attrs, **own})
+            self.writer.node(node, _beside(device), op="WhaleAllReduce", attrs={**node.attrs, **own})
         elif node.op == "Read":
             attrs = {"dtype": node.outputs[0].dtype}
             self.writer.node(node, device, op="ReadVariableOp", attrs=attrs, extra=[self._handle(node)])
@@ -232,11 +232,16 @@ class _Main:
         if node.op == "Send":
             to = self.program.processes[node.attrs["to"]]
             attrs = {"T": node.attrs["T"], "to": to, "id": number}
-            self.writer.node(node, device, op="WhaleSend", attrs=attrs)
+            self.writer.node(node, _beside(device), op="WhaleSend", attrs=attrs)
         else:
             source, kind = self.program.processes[node.attrs["source"]], node.outputs[0]
             attrs = {"dtype": kind.dtype, "shape": kind.shape, "source": source, "id": number}
-            self.writer.node(node, device, op="WhaleReceive", attrs=attrs)
+            self.writer.node(node, _beside(device), op="WhaleReceive", attrs=attrs)
+
+
+def _beside(device: str) -> str:
+    """The device for what MPI reads and writes: of a GPU the host, where TensorFlow copies it to and from."""
+    return device if "/device:CPU:" in device else HOST
 
 
 def output_name(node: Node, index: int) -> str:

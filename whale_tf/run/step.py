@@ -190,6 +190,8 @@ class Step:
     def timeline(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Timeline:
         """Runs one step, measured, and writes when each device did what; the variables stay as they are.
 
+        Of several processes all call it, and the first writes the rows of all.
+
         Args:
           path: a file that Perfetto (ui.perfetto.dev) and Chrome open.
           args, kwargs: the global batch; without any, that of the last call.
@@ -203,7 +205,8 @@ class Step:
             compiled, batch = self.compiled, self._batch
             with kept(compiled.parts.variables.values()):
                 timeline = measure(compiled, batch)
-        timeline.save(path)
+        if compiled.rank == 0:
+            timeline.save(path)
         return timeline
 
     def save_graph(self, path: str | os.PathLike[str]) -> None:

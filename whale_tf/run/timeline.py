@@ -13,7 +13,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import tensorflow as tf
 from whale_tf.plan.grid import Action
 from whale_tf.rewrite.time_actions import UPDATE, Timed, timed
 from whale_tf.run.compiled import Compiled
+from whale_tf.run.processes import World
 
 KINDS: Mapping[str, str] = {
     "F": "forward",
@@ -166,7 +167,27 @@ def measure(compiled: Compiled, tensors: Sequence[tf.Tensor]) -> Timeline:
             run(tensors)
         outputs = run(tensors)
     seconds = [float(time) for time in outputs[stamped.outputs :]]
-    return _timeline(compiled.program.devices, stamped, tuple(outputs[: stamped.outputs]), seconds)
+    layout, world = compiled.plan.layout, compiled.parts.world
+    devices = tuple(map(layout.label, range(len(layout.devices)))) if world else layout.devices
+    timeline = _timeline(devices, stamped, tuple(outputs[: stamped.outputs]), seconds)
+    return timeline if world is None else _of_all(world, timeline, min(seconds))
+
+
+def _of_all(world: World, own: Timeline, began: float) -> Timeline:
+    """The rows of all processes; each host's own clock tells when its step began, in seconds."""
+    payload = json.dumps([began, [vars(slice) for slice in own.slices], own.transfers])
+    found = [json.loads(each) for each in world.exchange("the timeline", payload.encode())]
+    first = min(each[0] for each in found)
+    slices: list[Slice] = []
+    transfers: list[tuple[int, int]] = []
+    for its_began, its_slices, its_transfers in found:
+        late = 1e6 * (its_began - first)
+        transfers += [(giver + len(slices), taker + len(slices)) for giver, taker in its_transfers]
+        slices += [
+            replace(slice, start_us=slice.start_us + late, end_us=slice.end_us + late)
+            for slice in (Slice(**each) for each in its_slices)
+        ]
+    return Timeline(own.devices, tuple(slices), tuple(transfers), own.outputs)
 
 
 @contextlib.contextmanager
