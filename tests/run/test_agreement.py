@@ -1,0 +1,113 @@
+"""What processes compare before they run a step: real ranks over a real hub, each in a thread."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import tensorflow as tf
+
+from whale_tf.errors import PlanError
+from whale_tf.run.processes import World, agree, canonical
+from whale_tf.world import Environment, Hub, Member
+
+SIZE = 3
+SECONDS = 20.0
+
+
+@pytest.fixture
+def worlds() -> Iterator[list[World]]:
+    hub = Hub(SIZE)
+    address = hub.start()
+    members = [Member(Environment(rank, SIZE, "test"), address, lambda message: None) for rank in range(SIZE)]
+    yield [World(member.rank, SIZE, member, SECONDS) for member in members]
+    for member in members:
+        member.leave()
+    hub.stop()
+
+
+def outcomes(worlds: Sequence[World], act: Callable[[World], None]) -> list[str]:
+    """What each rank's part ends with: the message of its error, or nothing."""
+
+    def ended(world: World) -> str:
+        try:
+            act(world)
+        except PlanError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor(SIZE) as threads:
+        return list(threads.map(ended, worlds))
+
+
+def test_ranks_that_agree_go_on(worlds: list[World]) -> None:
+    def act(world: World) -> None:
+        agree(world, "train", {"plan": "aa", "graph": "bb"}, lambda: pytest.fail("the text is not needed"))
+
+    assert outcomes(worlds, act) == [""] * SIZE
+
+
+def test_ranks_that_differ_are_named_on_all_of_them_alike(worlds: list[World]) -> None:
+    def act(world: World) -> None:
+        width = 5 if world.rank == 1 else 4
+        facts = {"inputs": "x [8, 4]", "graph": f"{width}{width}"}
+        agree(world, "train", facts, lambda: f"graph\n  w = Variable() : float32[{width}]\n  end")
+
+    told = outcomes(worlds, act)
+    assert set(told) == {
+        "the processes do not run the same step 'train'.\n"
+        "  graph: ranks 0, 2: 44\n"
+        "  graph: rank 1: 55\n"
+        "  line 2: ranks 0, 2: w = Variable() : float32[4]\n"
+        "  line 2: rank 1: w = Variable() : float32[5]\n"
+        "  Run the same script with the same arguments and inputs of the same shapes in every process; "
+        "what depends on the rank may only be outside the step."
+    }
+
+
+def test_a_shorter_program_is_said_to_end(worlds: list[World]) -> None:
+    def act(world: World) -> None:
+        text = "a\nb" if world.rank else "a"
+        agree(world, "train", {"graph": text}, lambda: text)
+
+    assert "line 2: rank 0: ends\n  line 2: ranks 1, 2: b" in outcomes(worlds, act)[0]
+
+
+def traced(before: int) -> tuple[str, dict[str, object]]:
+    """A loop with a custom gradient, traced after other functions: its graph as text, and its bodies."""
+
+    @tf.custom_gradient
+    def clipped(x: tf.Tensor) -> tuple[tf.Tensor, Callable[[tf.Tensor], tf.Tensor]]:
+        return x, lambda dy: tf.clip_by_value(dy, -1.0, 1.0)
+
+    def step(x: tf.Tensor) -> tf.Tensor:
+        return tf.while_loop(
+            lambda i, x: i < 3, lambda i, x: (i + 1, clipped(tf.cond(x > 0, lambda: x, lambda: -x))), (0, x)
+        )[1]
+
+    for _ in range(before):
+        tf.function(lambda x: tf.cond(x > 0, lambda: x, lambda: -x)).get_concrete_function(
+            tf.TensorSpec([], tf.float32)
+        )
+    definition = tf.function(step).get_concrete_function(tf.TensorSpec([], tf.float32)).graph.as_graph_def()
+    bodies = {function.signature.name: function for function in definition.library.function}
+    return str(definition.node), bodies
+
+
+def test_names_that_count_functions_do_not_matter() -> None:
+    first, later = traced(0), traced(7)
+    assert first[0] != later[0]
+    assert canonical(*first) == canonical(*later)
+
+
+def test_the_bodies_of_functions_matter() -> None:
+    text, bodies = traced(0)
+    changed = {name: re.sub("-1.0|LessEqual|Less", "Other", str(body)) for name, body in bodies.items()}
+    assert canonical(text, bodies) != canonical(text, changed)
+
+
+def test_functions_that_are_not_named_do_not_matter() -> None:
+    text, bodies = traced(0)
+    assert canonical(text, {**bodies, "another_function_1": "body"}) == canonical(text, bodies)
