@@ -23,6 +23,7 @@ from whale_tf.capture.outside import Outside, is_large
 from whale_tf.capture.record import Marker, Trace
 from whale_tf.capture.variable_ops import RULES, Emit, has_effects, scratch_call
 from whale_tf.ir.graph import DType, Graph, Node, Ref, Shape, TensorType
+from whale_tf.ir.names import Names
 from whale_tf.ir.reductions import depends_on_examples, loss_kind
 
 
@@ -97,6 +98,7 @@ class _Translation:
         self.tensors: dict[tuple[str, int], Ref] = {}
         self.handles: dict[str, str] = {}
         self.variables: dict[str, Any] = {}
+        self.variable_names, self.node_names = Names(), Names()
         self.current: dict[str, Ref] = {}
         self.writes: dict[str, str] = {}
         self.captures = {placeholder.op.name: external for external, placeholder in trace.graph.captures}
@@ -223,12 +225,12 @@ class _Translation:
         if variable is None and external.dtype == tf.resource:
             variable = BareVariable.behind(external, name)
         if variable is not None:
-            key = _unique(variable.name.removesuffix(":0"), self.variables)
+            key = self.variable_names.unused(variable.name.removesuffix(":0"), self.variables)
             self.variables[key] = variable
             self.keys[id(external)] = variable
             self.handles[name] = key
             kind = TensorType(DType(variable.dtype.base_dtype.name), _shape(variable.shape))
-            node_name = _unique(key, self.nodes)
+            node_name = self.node_names.unused(key, self.nodes)
             attrs = {
                 "variable": key.encode(),
                 "aggregation": variable.aggregation.name.encode(),
@@ -309,11 +311,3 @@ def _type(tensor: tf.Tensor) -> TensorType:
 
 def _shape(shape: tf.TensorShape) -> Shape:
     return Shape.unknown if shape.rank is None else Shape(-1 if size is None else size for size in shape.as_list())
-
-
-def _unique(name: str, taken: Any) -> str:
-    candidate, count = name, 0
-    while candidate in taken:
-        count += 1
-        candidate = f"{name}_{count}"
-    return candidate

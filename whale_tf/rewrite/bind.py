@@ -17,6 +17,7 @@ from typing import Any
 
 from whale_tf.errors import InternalError, PlanError
 from whale_tf.ir.graph import ALIAS_OPS, BOUNDARY_OPS, DType, Graph, Node, Ref, Shape, TensorType
+from whale_tf.ir.names import Names
 from whale_tf.plan.check_schedule import check_grid
 from whale_tf.plan.grid import Action
 from whale_tf.plan.plan import Plan
@@ -64,6 +65,7 @@ class Binder:
     state: dict[tuple[str, int], tuple[Ref, int]] = field(default_factory=dict)
     sums: dict[tuple[str, int], list[Placed]] = field(default_factory=dict)
     last_call: dict[int, str] = field(default_factory=dict)
+    names: Names = field(default_factory=Names)
     ids: int = 0
 
     def bind(self) -> Program:
@@ -119,10 +121,7 @@ class Binder:
         self, name: str, op: str, inputs: Iterable[Ref], outputs: Iterable[TensorType], device: int, **attrs: Any
     ) -> Ref:
         """One node of the main graph."""
-        name = name.replace(":", "/")
-        unique, count = name, 1
-        while unique in self.nodes:
-            unique, count = f"{name}_{count}", count + 1
+        unique = self.names.unused(name.replace(":", "/"), self.nodes)
         self.nodes[unique] = Node(unique, op, tuple(inputs), attrs=attrs, outputs=tuple(outputs), device=device)
         return Ref(unique)
 

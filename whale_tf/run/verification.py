@@ -23,6 +23,7 @@ from tensorflow.python.ops import gen_resource_variable_ops  # private; tried wi
 from tensorflow.python.util import nest  # private; tried with 2.21
 
 from whale_tf.errors import PlanError
+from whale_tf.ir.names import Names
 from whale_tf.run.compiled import Compiled
 from whale_tf.run.signature import Arguments
 
@@ -159,21 +160,13 @@ def _restore(state: Mapping[str, _State], values: Mapping[str, tf.Tensor]) -> No
 
 def _states(known: Mapping[str, Any], touched: Sequence[Any]) -> dict[str, _State]:
     """The plan's variables by name, then those that only the plain step touches."""
-    variables = dict(known)
+    variables, names = dict(known), Names()
     handles = {id(variable.handle) for variable in known.values()}
     for variable in touched:
         if id(variable.handle) not in handles:
             handles.add(id(variable.handle))
-            variables[_unused(variable.name.removesuffix(":0"), variables)] = variable
+            variables[names.unused(variable.name.removesuffix(":0"), variables)] = variable
     return {name: _State(variable.handle, tf.as_dtype(variable.dtype)) for name, variable in variables.items()}
-
-
-def _unused(name: str, taken: Mapping[str, Any]) -> str:
-    count, candidate = 0, name
-    while candidate in taken:
-        count += 1
-        candidate = f"{name}_{count}"
-    return candidate
 
 
 def _named(outputs: Any) -> dict[str, tf.Tensor]:
