@@ -225,7 +225,7 @@ def _warnings(captured: Captures, varying: Iterable[str]) -> Iterator[str]:
         )
     if layout.idle and request.stages and request.replica is None:
         used = {place for row in layout.places for place in row}
-        idle = [name.rsplit("device:")[-1] for index, name in enumerate(layout.devices) if index not in used]
+        idle = [layout.label(index) for index in range(len(layout.devices)) if index not in used]
         yield f"{len(idle)} devices are left idle ({', '.join(idle)}): put replica() around the stages to use them"
 
 

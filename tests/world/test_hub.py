@@ -105,7 +105,8 @@ def test_a_connection_that_ends_is_a_death(world: Callable[[int], World]) -> Non
     assert message == (
         "rank 2 died: its connection ended without a goodbye.\n  Look at the output of rank 2: it comes first."
     )
-    assert [str(error) for error in found] == [message] * 2
+    at = [f"\n  rank {rank} waited in the exchange 'x'\n" for rank in range(2)]
+    assert [str(error) for error in found] == [message.replace("\n", each) for each in at]
     assert [str(member.failure) for member in members] == [message] * 2
 
 
@@ -260,3 +261,19 @@ def test_an_address_that_is_none_is_refused(text: str) -> None:
         f"  it has {len(text)} characters; expected token@host:port,...\n"
         "  Leave WHALE_TF_HUB to `whale run`, which sets it."
     )
+
+
+def test_a_rank_that_ended_is_not_waited_for_in_a_call(world: Callable[[int], World]) -> None:
+    made = world(2)
+    first, second = made.join(0), made.join(1)
+    for member in (first, second):
+        member.report_next("call", "step")
+    second.leave()
+    first.report_next("call", "step")
+    assert made.wait_for_aborts(1) == (
+        "rank 1 ended before call 2, in which all take part.\n"
+        "  rank 0: step\n"
+        "  All ranks must take part in the same number of steps: give each the same script and as much data."
+    )
+    with pytest.raises(RunError, match="rank 1 ended before call 2"):
+        first.check()

@@ -52,13 +52,13 @@ def run(runs: Any, text: str) -> tuple[int, str, str]:
 
 def test_ranks_meet_at_rank_0(runs: Any) -> None:
     code, output, errors = run(runs, "print(member.exchange('x', b'%d' % rank, 20))")
-    assert (code, output, errors) == (0, "[b'0', b'1', b'2']\n" * 3, "")
+    assert (code, output.count("[b'0', b'1', b'2']"), errors) == (0, 3, "")  # mpiexec may mix their lines
 
 
 def test_rank_0_keeps_its_hub_until_the_others_have_ended(runs: Any) -> None:
     text = "member.exchange('x', b'', 20)\nif rank:\n    while 0 not in member.left: time.sleep(0.01)\n"
-    code, output, errors = run(runs, text + "    member.report('end', rank, 'x')\n    print(member.failure)")
-    assert (code, output, errors) == (0, "None\n" * 2, "")
+    code, output, errors = run(runs, text + "    print(member.failure)")
+    assert (code, output.count("None"), errors) == (0, 2, "")
 
 
 def test_a_failure_ends_the_run(runs: Any) -> None:

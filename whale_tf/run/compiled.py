@@ -19,7 +19,7 @@ from whale_tf.rewrite.collapse import collapse
 from whale_tf.rewrite.localize import localize
 from whale_tf.rewrite.program import Program
 from whale_tf.run.communicator import load, next_ids
-from whale_tf.run.failure import run_error
+from whale_tf.run.failure import run_error, world_error
 from whale_tf.run.lower import Lowered, lower
 from whale_tf.run.processes import World
 
@@ -86,17 +86,18 @@ class Compiled:
         return list(execute.execute(signature.name, len(signature.output_arg), inputs, attrs, context.context()) or ())
 
     def _guarded(self, lowered: Lowered, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
-        """Runs; a failure is told with the user's line."""
+        """Runs; a failure is told with the user's line, and to the other processes."""
+        member = self.parts.world.member if self.parts.world else None
+        if member is not None:
+            member.check()
         try:
             return self._run(lowered, tensors)
         except tf.errors.OpError as error:
+            if member is not None:
+                raise world_error(error, self.parts, member) from error
             vague = isinstance(error, tf.errors.CancelledError) or (self.program.inline and self.plan.parts > 1)
-            alone = self.parts.world is None
-            cause = (self._cause(tensors) if vague and alone else None) or error
-            failure = run_error(cause, self.parts)
-            if self.parts.world is not None:
-                self.parts.world.member.fail(failure)
-            raise failure from cause
+            cause = (self._cause(tensors) if vague else None) or error
+            raise run_error(cause, self.parts) from cause
 
     def _cause(self, tensors: Sequence[tf.Tensor]) -> tf.errors.OpError | None:
         """What failed and in which call, if the step fails on one device too; the variables are not touched."""

@@ -12,6 +12,9 @@ Of a call that was dissolved, what Grappler made anew has the call before its na
 
 If several devices failed, there is such a block for each, after `(0) INVALID_ARGUMENT:`; those that were only
 cancelled are passed over.
+
+With several processes, an operation that waits for another one fails when the run has ended: what counts then is why it
+has, which the hub tells, perhaps a moment later.
 """
 
 from __future__ import annotations
@@ -28,38 +31,72 @@ from whale_tf.ir.graph import Node
 
 if TYPE_CHECKING:
     from whale_tf.run.compiled import Parts
+    from whale_tf.world import Member
 
 ROOT = re.compile(r"^  \(\d+\) ([A-Z_]+): ", re.MULTILINE)
 NODE = re.compile(r"\{\{node ([^}]+)\}\}")
 CALL = re.compile(r"\[\[r(\d+)/(\d+)([FBIW])(\d+)(?:p\d+)?\]\]")
 DISSOLVED = re.compile(r"\{\{(?:colocation_)?node (?:Func/)?r(\d+)/(\d+)([FBIW])(\d+)(?:p\d+)?/([^}]+)\}\}")
 FUNCTION = re.compile(r"\{\{function_node whale_\d+_(\d+)([FBIW])")
+# What an operation says that others have ended; TensorFlow gives it another class, so that it is not taken for its own.
+FROM_OTHERS = re.compile("originally returned UnavailableError|originally returned AbortedError")
+SECONDS_TO_HEAR = 2.0  # from an operation's failure to the hub's word of why
 PHASES = {"F": "forward", "B": "backward", "I": "input gradients", "W": "weight gradients"}
 
 
 def run_error(error: tf.errors.OpError, parts: Parts) -> RunError:
     """The failure with the user's line; also an instance of the class of `error`."""
     block = _root(error.message or str(error))
-    dissolved = DISSOLVED.search(block)
-    found = [dissolved[5]] if dissolved else NODE.findall(block)
-    name = found[0].split("/_")[0] if found else ""
-    details = [f"{type(error).__name__} in '{name}'" if name else type(error).__name__]
-    place = _place(block, parts)
+    alone = parts.world is None
     way_out = "The variables are as before this call, and the next one runs normally."
+    if not alone:
+        way_out = "The run ends with it in all processes."
+    if isinstance(error, tf.errors.DeadlineExceededError) and not alone:
+        way_out = "Look at what the missing ranks do; if they are only slow, give them longer: `whale run --timeout`."
     if isinstance(error, tf.errors.ResourceExhaustedError):
         way_out += " Use more micro_batches or more stages: each then needs less memory."
-    rule = _without_nodes(block)
+    rule, name = _without_nodes(block), _name(block)
+    details = [f"{type(error).__name__} in '{name}'" if name else type(error).__name__]
     if isinstance(error, tf.errors.CancelledError):
-        rule = "the step failed on one of its devices, and did not fail again when it was repeated on the first alone"
+        repeated = ", and did not fail again when it was repeated on the first alone" if alone else ""
+        rule = f"the step failed on one of its devices{repeated}"
         details = [f"what TensorFlow told is only that the others were cancelled: {_without_nodes(block)}"]
+    return _failure(error, parts, rule, details, way_out)
+
+
+def world_error(error: tf.errors.OpError, parts: Parts, member: Member) -> RunError:
+    """The failure of one process among several: its own, of which the others are told, or why the run has ended."""
+    block = _root(error.message or str(error))
+    from_others = isinstance(error, (tf.errors.UnavailableError, tf.errors.CancelledError)) or FROM_OTHERS.search(block)
+    ended = member.wait_for_failure(SECONDS_TO_HEAR) if from_others else None
+    if ended is None:
+        failure = run_error(error, parts)
+        member.fail(failure)
+        return failure
+    name = _name(block)
+    operation = next((node.op for node in _nodes(name, parts)), "an operation")
+    details = [*ended.details, f"rank {member.rank} noticed it in {operation} '{name}'"]
+    return _failure(error, parts, ended.rule, details, ended.way_out)
+
+
+def _failure(error: tf.errors.OpError, parts: Parts, rule: str, details: list[str], way_out: str) -> RunError:
+    block = _root(error.message or str(error))
+    place = _place(block, parts)
     failure: RunError = _class_of(type(error))(  # type: ignore[arg-type]  # a class has a hash
         rule,
         details=[*details, place] if place else details,
-        at=_lines(name, parts),
+        at=_lines(_name(block), parts),
         way_out=way_out,
         source=error,
     )
     return failure
+
+
+def _name(block: str) -> str:
+    """The operation that failed; empty where it is not told."""
+    dissolved = DISSOLVED.search(block)
+    found = [dissolved[5]] if dissolved else NODE.findall(block)
+    return str(found[0].split("/_")[0]) if found else ""
 
 
 def _root(message: str) -> str:
@@ -95,7 +132,7 @@ def _place(block: str, parts: Parts) -> str:
 def _lines(name: str, parts: Parts) -> list[Line]:
     """The user's line; for what the tape made, that of the forward operation it is the gradient of."""
     for node in _nodes(name, parts):
-        if node.twin:
+        if node.twin and node.op not in ("Send", "Recv"):
             name = node.twin
             break
     pieces = name.split("/")
@@ -109,7 +146,7 @@ def _lines(name: str, parts: Parts) -> list[Line]:
 
 def _nodes(name: str, parts: Parts) -> Iterator[Node]:
     for graph in (parts.program.main, *(function.graph for function in parts.program.functions.values())):
-        if name in graph and graph[name].op not in ("Send", "Recv"):
+        if name in graph:
             yield graph[name]
 
 

@@ -88,7 +88,6 @@ class Step:
         self._batch: tuple[tf.Tensor, ...] = ()
         self._plain: Any = None
         self._lock = threading.RLock()
-        self._calls = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs one step.
@@ -137,10 +136,9 @@ class Step:
         """Lets the processes compare which step they call with which batch."""
         world = compiled.parts.world
         if world is not None:
-            self._calls += 1
             name = getattr(self.python_function, "__name__", "step")
             text = f"step '{name}', batch {fed or digest(self._batch)}"
-            world.member.report("call", self._calls, text)
+            world.member.report_next("call", text)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """A method of the instance, with plans of its own."""

@@ -6,10 +6,12 @@ those under the same topic and number, whenever they come.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 PENDING_REPORTS = 4096  # per topic: of ranks that run apart this far, the oldest digests are forgotten
+
+SAME_STEPS = "All ranks must take part in the same number of steps: give each the same script and as much data."
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Exchange:
         return Refusal(
             f"{ranks_text(gone)} ended while others wait in the exchange {self.name!r}",
             (f"{ranks_text(self.names)} waited",),
-            "All ranks must take part in the same number of steps: give each the same script and as much data.",
+            SAME_STEPS,
         )
 
 
@@ -84,6 +86,18 @@ class Reports:
         elif len(numbers) > PENDING_REPORTS:
             del numbers[min(numbers)]
         return {}
+
+    def lacking(self, left: Collection[int]) -> Refusal | None:
+        """Why the run cannot go on, where ranks that have ended would still have to say something."""
+        for topic, numbers in self._topics.items():
+            for number, digests in sorted(numbers.items()):
+                if gone := [rank for rank in left if rank not in digests]:
+                    return Refusal(
+                        f"{ranks_text(gone)} ended before {topic} {number}, in which all take part",
+                        tuple(f"{ranks_text(ranks)}: {said}" for said, ranks in grouped(digests)),
+                        SAME_STEPS,
+                    )
+        return None
 
     def pending(self) -> int:
         return sum(len(numbers) for numbers in self._topics.values())

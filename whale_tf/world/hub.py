@@ -190,6 +190,7 @@ class Hub:
                 if digests := self._reports.add(member.rank, topic, number, str(header["digest"])):
                     settled = len(digests) == self.size
                     self._soon(settled, lambda: self._abort(difference(topic, number, digests)))
+                self._refuse_reports_without_the_left()
             case "failed":
                 ending = Ending(member.rank, str(header["summary"]), str(header["traceback"]))
                 self._fail(ending, f"rank {member.rank} failed: {ending.summary}")
@@ -244,6 +245,10 @@ class Hub:
             if gone := set(left) - set(exchange.names):
                 self._abort(exchange.left(gone))
 
+    def _refuse_reports_without_the_left(self) -> None:
+        if refusal := self._reports.lacking(self._left):
+            self._abort(refusal)
+
     def _member_gone(self, member: Connection) -> None:
         rank = member.rank
         if rank in self._runners and not self._runners[rank].said_goodbye:
@@ -288,6 +293,7 @@ class Hub:
         for member in self._members.values():
             member.send({"kind": "left", "rank": rank})
         self._refuse_exchanges_without({rank})
+        self._refuse_reports_without_the_left()
 
     def _fail(self, ending: Ending, rule: str) -> None:
         if ending.rank in self._failed:

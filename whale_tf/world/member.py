@@ -45,6 +45,7 @@ class Member:
         self._on_abort = on_abort
         self._changed = threading.Condition()
         self._sending, self._exchanging = threading.Lock(), threading.Lock()
+        self._numbering, self._numbers = threading.Lock(), dict[str, int]()
         self._answer: list[bytes] | None = None
         self._leaving = self._ended = False
         hello = {"rank": self.rank, "size": self.size, "role": "member"}
@@ -74,7 +75,7 @@ class Member:
                 )
             if answer is not None:
                 return answer
-            raise self._again()
+            raise self._again(f"rank {self.rank} waited in the exchange {name!r}")
 
     def report(self, topic: str, number: int, digest: str) -> None:
         """Says what this rank has under a topic and number; returns at once.
@@ -83,17 +84,40 @@ class Member:
         """
         self._send({"kind": "report", "topic": topic, "number": number, "digest": digest})
 
+    def report_next(self, topic: str, digest: str) -> None:
+        """Reports under the number that comes next: all ranks report the same things in the same order."""
+        with self._numbering:
+            self._numbers[topic] = self._numbers.get(topic, 0) + 1
+            self.report(topic, self._numbers[topic], digest)
+
     def fail(self, error: BaseException | str) -> None:
         """Tells all that this rank has failed, and waits until the hub knows it."""
         if isinstance(error, str):
             said, text = error, ""
         else:
-            text = "".join(traceback.format_exception(error))
             only = "".join(traceback.format_exception_only(error))
             said = summary(f"{TRACEBACK}\n{only}")
+            text = "".join(traceback.format_exception(error))
+            if error.__traceback__ is None:  # it is about to be raised, by the caller of who tells it
+                text = "".join([f"{TRACEBACK}\n", *traceback.format_stack()[:-2], only])
         self._send({"kind": "failed", "summary": said, "traceback": text})
         with self._changed:
             self._changed.wait_for(lambda: self.failure is not None or self._ended, ANSWER_SECONDS)
+
+    def wait_for_failure(self, seconds: float) -> RunError | None:
+        """Why the run ended, if that is known within so many seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.failure is not None, seconds)
+            return self.failure
+
+    def check(self) -> None:
+        """Refuses to go on in a run that has ended.
+
+        Raises:
+          RunError: why it has.
+        """
+        if self.failure is not None:
+            raise self._again()
 
     def leave(self) -> None:
         """Says goodbye: this rank has done its part. Without it, the end of the process is a death."""
@@ -147,11 +171,15 @@ class Member:
             self._changed.notify_all()
         self._on_abort(str(failure))
 
-    def _again(self) -> RunError:
-        """A new error for each call that fails: one raised twice would show the first one's traceback."""
+    def _again(self, where: str = "") -> RunError:
+        """A new error for each call that fails: one raised twice would show the first one's traceback.
+
+        Args: what this rank was at, told where the failure itself has no details.
+        """
         failure = self.failure
         assert failure is not None
-        return _error(failure.rule, details=failure.details, way_out=failure.way_out)
+        details = failure.details or ((where,) if where else ())
+        return _error(failure.rule, details=details, way_out=failure.way_out)
 
 
 def _error(rule: str, *, details: list[str] | tuple[str, ...] = (), way_out: str = "") -> RunError:
