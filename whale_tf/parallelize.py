@@ -77,7 +77,7 @@ def function(
 
     def make(fn: Callable[..., Any]) -> Step:
         options.check(fn)
-        return Step(fn, options, functools.partial(compile_step, told=set()))
+        return Step(fn, options, functools.partial(compile_step, told=set()), current_world)
 
     return make if fn is None else make(fn)
 

@@ -19,6 +19,7 @@ from whale_tf.plan.schedule import make_grid
 from whale_tf.run.compiled import Compiled
 from whale_tf.run.feed import Fed, digest, take_part
 from whale_tf.run.graph_file import save_graph
+from whale_tf.run.processes import World
 from whale_tf.run.signature import Arguments, take_apart, written_at
 from whale_tf.run.timeline import Timeline, kept, measure
 from whale_tf.run.verification import Verification, verify
@@ -78,11 +79,14 @@ Compiler = Callable[[Callable[..., Any], Arguments, Options], Compiled]
 class Step:
     """The user's step, parallel: called as the function it was made from, with the global batch."""
 
-    def __init__(self, function: Callable[..., Any], options: Options, compiler: Compiler) -> None:
+    def __init__(
+        self, function: Callable[..., Any], options: Options, compiler: Compiler, world: Callable[[], World | None]
+    ) -> None:
         functools.update_wrapper(self, function)
         self.python_function = function
         self.options = options
         self._compiler = compiler
+        self._world = world
         self._compiled: dict[Hashable, Compiled] = {}
         self._last: Compiled | None = None
         self._batch: tuple[tf.Tensor, ...] = ()
@@ -107,9 +111,9 @@ class Step:
             )
         with self._lock:
             arguments = self._arguments(args, kwargs)
+            self._report("call", args[0].digest if arguments.fed else "", arguments)
             compiled = self._for(arguments)
             self._batch = arguments.tensors
-            self._report(compiled, args[0].digest if arguments.fed else "")
             return compiled(arguments.tensors)
 
     def feed(self, dataset: Iterable[Any]) -> Iterator[Fed]:
@@ -129,16 +133,18 @@ class Step:
             with self._lock:
                 args = element if isinstance(element, tuple) else (element,)
                 arguments = self._arguments(args, {}).to_feed()
+                self._report("feed", "", arguments)
                 compiled = self._for(arguments)
             yield take_part(arguments, compiled.plan, compiled.rank)
 
-    def _report(self, compiled: Compiled, fed: str) -> None:
-        """Lets the processes compare which step they call with which batch."""
-        world = compiled.parts.world
+    def _report(self, topic: str, fed: str, arguments: Arguments) -> None:
+        """Lets the processes compare what they do; before one of them might wait for the others to trace."""
+        world = self._world()
         if world is not None:
             name = getattr(self.python_function, "__name__", "step")
-            text = f"step '{name}', batch {fed or digest(self._batch)}"
-            world.member.report_next("call", text)
+            world.member.report_next(
+                topic, f"step '{name}', {arguments.examples} examples with digest {fed or digest(arguments.tensors)}"
+            )
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """A method of the instance, with plans of its own."""
@@ -147,7 +153,7 @@ class Step:
         name = f"_whale_step_{self.python_function.__qualname__}"  # a class and its parent may both have one
         bound = instance.__dict__.get(name)
         if bound is None:
-            bound = Step(self.python_function.__get__(instance, owner), self.options, self._compiler)
+            bound = Step(self.python_function.__get__(instance, owner), self.options, self._compiler, self._world)
             instance.__dict__[name] = bound
         return bound
 
