@@ -23,6 +23,9 @@ from rich.table import Table
 
 from benchmarks.model import Size
 
+ADDRESS, GROUP = "BENCHMARK_ADDRESS", "BENCHMARK_GROUP"  # how a process finds its Groups, and which one it is of
+START_SECONDS = 180.0  # until all processes of all groups are ready; also the limit of one turn
+END_SECONDS = 20.0  # that processes have to leave by themselves
 SMALL = Size(width=32, length=16, vocabulary=64)
 
 
@@ -59,7 +62,7 @@ class Claim:
 
     Attributes:
       above, below: names of the contenders whose medians are divided.
-      at_most, at_least: the bounds; None is none.
+      at_most, at_least: the bounds; None is none. Without any, the ratio is only printed.
     """
 
     above: str
@@ -94,10 +97,16 @@ def warm_up(steps: Mapping[str, Callable[[], tf.Tensor]], *, times: int = 3, tol
       steps: each gives its loss; all start from the same weights and see the same batch.
       times: steps of each; the first ones trace.
       tolerance: relative; float sums in another order drift apart a little with each step of Adam.
+    """
+    check_losses({name: [float(step()) for _ in range(times)] for name, step in steps.items()}, tolerance=tolerance)
+
+
+def check_losses(losses: Mapping[str, Sequence[float]], *, tolerance: float = 1e-3) -> None:
+    """Makes sure that contenders compute the same.
+
     Raises:
       ValueError: the losses differ, so times would compare different work.
     """
-    losses = {name: [float(step()) for _ in range(times)] for name, step in steps.items()}
     first, *others = losses.values()
     for other in others:
         if any(abs(a - b) > tolerance * abs(a) for a, b in zip(first, other, strict=True)):
@@ -105,12 +114,14 @@ def warm_up(steps: Mapping[str, Callable[[], tf.Tensor]], *, times: int = 3, tol
             raise ValueError("the contenders do not compute the same; their losses are\n  " + "\n  ".join(lines))
 
 
-def timed(step: Callable[[], tf.Tensor]) -> Callable[[], float]:
-    """Measures the seconds of one step, up to where its loss can be read."""
+def timed(step: Callable[[], tf.Tensor | None]) -> Callable[[], float]:
+    """Measures the seconds of one step, up to where its loss can be read if it gives one."""
 
     def seconds() -> float:
         start = time.perf_counter()
-        step().numpy()
+        value = step()
+        if value is not None:
+            value.numpy()
         return time.perf_counter() - start
 
     return seconds
@@ -147,7 +158,7 @@ def report(title: str, measured: Sequence[Measured], claims: Sequence[Claim], un
         by_round = [a / b for a, b in zip(above.rounds, below.rounds, strict=True)]
         low, high = _quartiles(by_round)
         spread = f"{low:.3f} - {median(by_round):.3f} - {high:.3f}"
-        verdict = "holds" if claim.holds(ratio) else "does not hold"
+        verdict = ("holds" if claim.holds(ratio) else "does not hold") if claim.bound else ""
         ratios.add_row(f"{above.name} / {below.name}", f"{ratio:.3f}", spread, claim.bound, verdict)
         hold = hold and claim.holds(ratio)
     console.print(ratios)
@@ -176,4 +187,6 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _text(value: float, unit: Unit) -> str:
-    return f"{value * unit.scale:.{unit.digits}f} {unit.name}"
+    scaled = value * unit.scale
+    digits = unit.digits if scaled >= 1 else unit.digits + 2  # of a small number, too, something is left
+    return f"{scaled:.{digits}f} {unit.name}"

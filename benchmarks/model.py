@@ -79,12 +79,17 @@ class Block(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
         return x + self.contract(self.expand(self.feed_norm(x)))
 
 
-def transformer(size: Size, *, parts: int = 1) -> list[keras.Sequential]:
-    """The built model as `parts` runs of layers, the blocks dealt evenly; the same weights at each call."""
+def transformer(size: Size, *, parts: int = 1, cuts: Sequence[int] | None = None) -> list[keras.Sequential]:
+    """The built model as runs of layers; the same weights at each call.
+
+    Args:
+      parts: the number of runs, among which the blocks are dealt evenly.
+      cuts: in the place of `parts`, before which blocks a new run begins.
+    """
     keras.utils.set_random_seed(SEED)
     blocks = [Block(size) for _ in range(size.layers)]
-    cuts = [size.layers * part // parts for part in range(parts + 1)]
-    runs: list[list[keras.layers.Layer]] = [blocks[low:high] for low, high in pairwise(cuts)]
+    inner = cuts if cuts is not None else [size.layers * part // parts for part in range(1, parts)]
+    runs: list[list[keras.layers.Layer]] = [blocks[low:high] for low, high in pairwise([0, *inner, size.layers])]
     runs[0] = [Embed(size), *runs[0]]
     runs[-1] = [*runs[-1], keras.layers.LayerNormalization(), keras.layers.Dense(size.vocabulary)]
     built = [keras.Sequential(run) for run in runs]
@@ -108,8 +113,8 @@ def tokens(size: Size) -> tuple[tf.Tensor, tf.Tensor]:
 class Training:
     """A model and its optimizer, both built."""
 
-    def __init__(self, size: Size, *, parts: int = 1) -> None:
-        self.parts = transformer(size, parts=parts)
+    def __init__(self, size: Size, *, parts: int = 1, cuts: Sequence[int] | None = None) -> None:
+        self.parts = transformer(size, parts=parts, cuts=cuts)
         self.variables = list(chain.from_iterable(part.trainable_variables for part in self.parts))
         self.optimizer = keras.optimizers.Adam(1e-3)
         self.optimizer.build(self.variables)

@@ -5,7 +5,8 @@
     ir/         the program in memory
     plan/       what to do: roles, stages, owners, schedule; one frozen Plan
     rewrite/    how: stage functions, and the main graph that calls them on every device
-    run/        execution: FunctionDefs, the Step, its timeline and its proof
+    run/        execution: FunctionDefs, the Step, its timeline and its proof; `ops`, the collectives
+    world/      who takes part: the processes of a run
 
 The folders in this order are the data flow; `parallelize` is the compiler that goes through them.
 """
@@ -27,6 +28,7 @@ from whale_tf.errors import (
 )
 from whale_tf.parallelize import function
 from whale_tf.plan.plan import Plan
+from whale_tf.run import ops
 from whale_tf.run.step import Step
 from whale_tf.start import init
 
@@ -50,6 +52,7 @@ __all__ = [
     "annotate",
     "function",
     "init",
+    "ops",
     "replica",
     "stage",
 ]

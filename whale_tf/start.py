@@ -16,7 +16,7 @@ from tensorflow.python.eager import context  # private; tried with 2.21
 
 from whale_tf._protos import cluster_pb2
 from whale_tf.annotate.cluster import Cluster
-from whale_tf.annotate.devices import check_cluster, find_devices
+from whale_tf.annotate.devices import check_cluster, find_devices, share_cores
 from whale_tf.errors import DeviceError
 from whale_tf.run import communicator
 from whale_tf.run.ops import broadcast
@@ -31,12 +31,10 @@ _current: list[Cluster] = []
 _joined: list[World] = []
 
 
-def init(devices: int | None = None, *, cluster: Cluster | None = None) -> Cluster:
+def init(devices: int | None = None, *, cluster: Cluster | None = None, threads: int | None = None) -> Cluster:
     """The devices that steps run on from here on. Starts TensorFlow.
 
     On a machine with visible GPUs they are its GPUs; elsewhere logical CPU devices, which share the machine's cores.
-    When it makes several of these, an operation runs on as many threads as there are cores for each device, unless
-    `tf.config.threading.set_intra_op_parallelism_threads` was called before.
     Under `whale run`, `mpiexec` or `srun` every process calls it, and gets the devices of all.
 
     Args:
@@ -44,6 +42,9 @@ def init(devices: int | None = None, *, cluster: Cluster | None = None) -> Clust
         configured otherwise).
       cluster: the devices by name, with what is known of their speed and memory, in the place of a number. Of several
         processes it names those of all.
+      threads: on how many threads one operation runs. By default on one for each core, as TensorFlow does, or on this
+        process's part of the cores where `mpiexec` has started several on this machine. Replicas on logical CPU
+        devices are faster with their part of the cores each (benchmarks/data_parallel), stages with all.
     Raises:
       DeviceError: there are fewer, and they cannot be made because TensorFlow has started; MPI is needed and missing.
       RunError: another process did not come.
@@ -54,6 +55,7 @@ def init(devices: int | None = None, *, cluster: Cluster | None = None) -> Clust
             details=[f"devices is {devices}, and the cluster has {len(cluster)}"],
             way_out="Leave out one of the two.",
         )
+    share_cores(threads)
     environment = read_environment(os.environ)
     rank, size = environment.rank, environment.size
     local = find_devices(devices) if cluster is None else check_cluster(cluster, rank, size)
@@ -88,6 +90,7 @@ def _join(environment: Environment) -> World:
         hub = Hub(environment.size) if environment.rank == 0 else None
         address = _from_first(hub.start() if hub else None)
         member = join(environment, on_abort=communicator.abort_world, address=address, hub=hub, timeout=timeout)
+    atexit.register(communicator.stop_world)  # before the member leaves: until then it is told of the others' ends
     assert member is not None  # of a world of one there is nothing to join
     _joined.append(World(environment.rank, environment.size, member, timeout))
     _share_seed(_joined[0])
@@ -96,7 +99,6 @@ def _join(environment: Environment) -> World:
 
 def _start_mpi(environment: Environment) -> None:
     found = communicator.start_world()
-    atexit.register(communicator.stop_world)
     if found != (environment.rank, environment.size):
         raise DeviceError(
             "MPI does not know the processes that the environment speaks of",

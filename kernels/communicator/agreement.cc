@@ -1,22 +1,32 @@
 #include "kernels/communicator/agreement.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace whale {
 
-Agreement::Agreement(const CollectiveCall& call, int rank, std::vector<int> peers)
-    : title_(Title(call)), id_(call.call.id), rank_(rank), mine_(OfferOf(call)) {
+Agreement::Agreement(const CollectiveCall& call, int rank, std::vector<int> peers, const std::vector<char>& data)
+    : title_(Title(call)),
+      id_(call.call.id),
+      rank_(rank),
+      offer_(OfferOf(call)),
+      bytes_(static_cast<int64_t>(sizeof(Offer) + data.size())),
+      mine_(new char[bytes_]) {
+  std::memcpy(mine_.get(), &offer_, sizeof(Offer));
+  if (!data.empty()) std::memcpy(mine_.get() + sizeof(Offer), data.data(), data.size());
   for (const int peer : peers) {
     peers_.emplace_back();
     peers_.back().rank = peer;
+    peers_.back().message.reset(new char[sizeof(Offer) + kMostData]);
   }
 }
 
 Status Agreement::Advance(const Engine& engine, int64_t* moved) {
   for (Peer& peer : peers_) {
     if (peer.send == nullptr) {
-      peer.send = engine.transport->Send(peer.rank, TagOf(id_, kOffers), &mine_, sizeof(Offer));
-      peer.receive = engine.transport->Receive(peer.rank, TagOf(id_, kOffers), &peer.offer, sizeof(Offer));
+      peer.send = engine.transport->Send(peer.rank, TagOf(id_, kOffers), mine_.get(), bytes_);
+      peer.receive = engine.transport->Receive(peer.rank, TagOf(id_, kOffers), peer.message.get(),
+                                               sizeof(Offer) + kMostData);
     }
     if (peer.agreed || !peer.receive->done) continue;
     const Transfer& receive = *peer.receive;
@@ -24,10 +34,16 @@ Status Agreement::Advance(const Engine& engine, int64_t* moved) {
       return Status(receive.status.code(),
                     title_ + " with rank " + std::to_string(peer.rank) + ": " + receive.status.message());
     }
-    std::string difference = receive.bytes == sizeof(Offer)
-                                 ? Difference(mine_, rank_, peer.offer, peer.rank)
-                                 : "rank " + std::to_string(peer.rank) + " sends " + std::to_string(receive.bytes) +
-                                       " bytes where " + std::to_string(sizeof(Offer)) + " are expected";
+    std::string difference;
+    if (receive.bytes >= static_cast<int64_t>(sizeof(Offer))) {
+      Offer offer;
+      std::memcpy(&offer, peer.message.get(), sizeof(Offer));
+      difference = Difference(offer_, rank_, offer, peer.rank);
+    }
+    if (difference.empty() && receive.bytes != bytes_) {
+      difference = "rank " + std::to_string(peer.rank) + " sends " + std::to_string(receive.bytes) + " bytes where " +
+                   std::to_string(bytes_) + " are expected";
+    }
     if (!difference.empty()) {
       return Status(Code::kInvalidArgument, title_ + ": the calls of rank " + std::to_string(rank_) + " and rank " +
                                                 std::to_string(peer.rank) + " do not fit together: " + difference +

@@ -13,10 +13,13 @@
 namespace whale {
 
 // Exchanges offers with some ranks: a small message each way. Without it, ranks whose lists differ would write past
-// buffers, or wait for ever.
+// buffers, or wait for ever. A few data may come along with an offer.
 class Agreement {
  public:
-  Agreement(const CollectiveCall& call, int rank, std::vector<int> peers);
+  static constexpr int64_t kMostData = 64 << 10;
+
+  // `data`, at most kMostData bytes, goes to every peer.
+  Agreement(const CollectiveCall& call, int rank, std::vector<int> peers, const std::vector<char>& data = {});
 
   // Ok while nothing speaks against it. `*moved` counts what has come.
   Status Advance(const Engine& engine, int64_t* moved);
@@ -25,11 +28,15 @@ class Agreement {
   // No message of its own is under way any more.
   bool sent() const;
   std::vector<int> missing() const;
+  // What this rank sends, and what the peer at an index sent, once that is agreed.
+  const char* data() const { return mine_.get() + sizeof(Offer); }
+  const char* data_of(size_t index) const { return peers_[index].message.get() + sizeof(Offer); }
 
  private:
   struct Peer {
     int rank;
-    Offer offer;
+    // Long enough for any first message: a rank that calls something else is told apart by its offer.
+    std::unique_ptr<char[]> message;
     std::shared_ptr<Transfer> send;
     std::shared_ptr<Transfer> receive;
     bool agreed = false;
@@ -38,7 +45,9 @@ class Agreement {
   const std::string title_;
   const int64_t id_;
   const int rank_;
-  const Offer mine_;
+  const Offer offer_;
+  const int64_t bytes_;  // of a message: offer and data
+  const std::unique_ptr<char[]> mine_;
   std::vector<Peer> peers_;
   int agreed_ = 0;
 };

@@ -30,6 +30,8 @@ class MessageCommunicator : public Communicator {
   // Makes the transport; runs on the progress thread.
   using Start = std::function<Status(std::unique_ptr<Transport>*)>;
 
+  // Over a progress thread that runs.
+  explicit MessageCommunicator(std::shared_ptr<Progress> progress);
   // Waits until the transport is there, at most for `timeout_seconds`, which calls will be given as well.
   static Status Make(Start start, double timeout_seconds, std::unique_ptr<MessageCommunicator>* made);
   ~MessageCommunicator() override;  // stops it
@@ -55,12 +57,12 @@ class MessageCommunicator : public Communicator {
   void SetTimeout(double seconds);
 
   // Gives calls in flight `seconds` to end, then ends them with kUnavailable, and closes the transport. It is closed in
-  // agreement with the other ranks only if every call went well. Waits at most about twice as long; a thread that does
-  // not come back is left alone. Later calls end at once with kUnavailable.
+  // agreement with the other ranks only if every call went well, and then this waits for them, at most for the timeout;
+  // Abort ends that. Else it waits at most about three times `seconds`; a thread that does not come back is left alone.
+  // Later calls end at once with kUnavailable.
   void Stop(double seconds);
 
  private:
-  explicit MessageCommunicator(std::shared_ptr<Progress> progress);
   using MakeCollective = std::unique_ptr<Operation> (*)(CollectiveCall, int);
   void Begin(MakeCollective make, CollectiveCall call, Done done);
   void Begin(const char* kind, const Call& call, int peer, std::unique_ptr<Operation> operation, Done done);

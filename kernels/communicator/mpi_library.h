@@ -30,6 +30,7 @@ struct MessageStatus {
 };
 
 constexpr uintptr_t kCommWorld = 0x101;        // MPI_COMM_WORLD, MPI-5 standard ABI
+constexpr uintptr_t kCommSelf = 0x102;         // MPI_COMM_SELF, MPI-5 standard ABI
 constexpr uintptr_t kErrorsReturn = 0x143;     // MPI_ERRORS_RETURN, MPI-5 standard ABI
 constexpr uintptr_t kFloat = 0x210;            // MPI_FLOAT, MPI-5 standard ABI
 constexpr uintptr_t kByte = 0x247;             // MPI_BYTE, MPI-5 standard ABI

@@ -49,6 +49,13 @@ Status MpiTransport::Join() {
   if (status.ok()) {
     const mpi::Errhandler errors_return = mpi::HandleOf<mpi::Errhandler>(mpi::kErrorsReturn);
     status = Check(mpi_.Comm_set_errhandler(world_, errors_return), "MPI_Comm_set_errhandler");
+    // MPICH reports what it cannot tell the communicator of, like a copy from the memory of a process that has died, to
+    // these: they would end this process too. A script that has started MPI itself has its own say in that.
+    for (const uintptr_t comm : {mpi::kCommWorld, mpi::kCommSelf}) {
+      if (!finalizes_ || !status.ok()) continue;
+      status = Check(mpi_.Comm_set_errhandler(mpi::HandleOf<mpi::Comm>(comm), errors_return),
+                     "MPI_Comm_set_errhandler");
+    }
   }
   if (status.ok()) status = Check(mpi_.Comm_rank(world_, &rank_), "MPI_Comm_rank");
   if (status.ok()) status = Check(mpi_.Comm_size(world_, &size_), "MPI_Comm_size");
@@ -106,7 +113,8 @@ bool MpiTransport::Poll() {
   if (code != mpi::kSuccess && code != mpi::kErrorInStatus) {
     int error_class = 0;
     if (mpi_.Error_class(code, &error_class) != mpi::kSuccess || error_class != mpi::kErrorInStatus) {
-      const Status status = Check(code, "MPI_Testsome");
+      Status status = Check(code, "MPI_Testsome");
+      status = Status(status.code(), status.message() + ". A rank may have died.");
       for (const auto& owner : owners_) {
         owner->transfer->status = status;
         owner->transfer->done = true;

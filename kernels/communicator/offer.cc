@@ -118,6 +118,12 @@ Status CheckCall(const CollectiveCall& call, int rank, int size) {
   return reduces ? CheckArithmetic(call.call.op, call.arithmetic) : Status();
 }
 
+int64_t BytesOf(const CollectiveCall& call) {
+  int64_t bytes = 0;
+  for (const Piece& piece : call.pieces) bytes += piece.count * static_cast<int64_t>(SizeOf(call.arithmetic.type));
+  return bytes;
+}
+
 int PlaceOf(int rank, const std::vector<int>& ranks) {
   for (size_t place = 0; place < ranks.size(); ++place) {
     if (ranks[place] == rank) return static_cast<int>(place);

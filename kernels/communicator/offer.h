@@ -49,6 +49,9 @@ std::string Difference(const Offer& mine, int my_rank, const Offer& other, int o
 // Ok, or kInvalidArgument: `rank` must be one of the call's ranks, which are below `size` and each there once.
 Status CheckCall(const CollectiveCall& call, int rank, int size);
 
+// Bytes of all the call's pieces by their counts.
+int64_t BytesOf(const CollectiveCall& call);
+
 // The place of `rank` in `ranks`, or -1.
 int PlaceOf(int rank, const std::vector<int>& ranks);
 

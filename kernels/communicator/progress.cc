@@ -4,17 +4,10 @@
 #include <thread>
 #include <utility>
 
+#include "kernels/communicator/pace.h"
+
 namespace whale {
 namespace {
-
-using std::chrono::microseconds;
-
-// Of one message between processes that are both awake: worth to poll for.
-constexpr microseconds kPoll(20);
-// Others that share the core get it, but this thread is back soon.
-constexpr microseconds kYield(200);
-constexpr microseconds kShortestSleep(20);
-constexpr microseconds kLongestSleep(200);
 
 Status CheckTags(const Transport& transport) {
   constexpr int64_t kNeeded = (int64_t{1} << 26) * kPhases - 1;
@@ -23,6 +16,11 @@ Status CheckTags(const Transport& transport) {
                                         std::to_string(transport.max_tag()) + ", and " + std::to_string(kNeeded) +
                                         " is needed.");
 }
+
+// The last tag there is, on which ranks say how they leave. Calls would come to it with the very last of the ids.
+constexpr int kFarewellTag = (1 << 26) * kPhases - 1;
+// For a rank that waits for nobody: its word is on its way as soon as it is said.
+constexpr double kFarewellSeconds = 1;
 
 // Keeps what the transport may still use until the process ends.
 void KeepForEver(std::shared_ptr<Progress> progress) {
@@ -39,8 +37,9 @@ Status Progress::Run(Start start, double timeout_seconds) {
   // The thread holds this object, so that it may be left alone where it does not come back from the transport.
   std::thread([self = shared_from_this(), start = std::move(start)] { self->Loop(start); }).detach();
   std::unique_lock<std::mutex> lock(mutex_);
-  if (changed_.wait_until(lock, Clock::now() + DurationOf(timeout_seconds), [this] { return started_; })) {
-    return start_status_;
+  auto decided = [this] { return started_ || abort_; };
+  if (changed_.wait_until(lock, Clock::now() + DurationOf(timeout_seconds), decided)) {
+    return abort_ ? ended_ : start_status_;
   }
   return Status(Code::kDeadlineExceeded,
                 "the world of processes did not start within " + Seconds(timeout_seconds) +
@@ -56,22 +55,23 @@ void Progress::Loop(const Start& start) {
       rank_ = transport_->rank();
       size_ = transport_->size();
     }
+    if (status.ok() && abort_) status = ended_;  // nobody waits any more
     start_status_ = status;
     started_ = true;
     finished_ = !status.ok();
   }
   changed_.notify_all();
   if (!status.ok()) return;
-  Clock::time_point last_move = Clock::now();
+  Pace pace;
   while (true) {
     if (news_.exchange(false)) {
       TakeCalls();
-      last_move = Clock::now();
+      pace.Moved(Clock::now());
     }
     const bool moved = AdvanceAll();
     const Clock::time_point now = Clock::now();
     if (moved) {
-      last_move = now;
+      pace.Moved(now);
     } else {
       EndLate(now);
     }
@@ -81,22 +81,59 @@ void Progress::Loop(const Start& start) {
       if (channels_.empty() && !news_) {
         changed_.wait(lock, [this] { return news_ || stop_; });
         over = stop_ && !news_;
-        last_move = Clock::now();
+        pace.Moved(Clock::now());
       } else if (stop_ && now >= stop_by_) {
         lock.unlock();
         EndAll(Status(Code::kUnavailable, "the world of processes was left while the call was in flight."));
       }
     }
     if (over) break;
-    if (!moved) Rest(last_move);
+    if (!moved) SleepFor(pace.Rest());
   }
-  if (!failed_.empty()) KeepForEver(shared_from_this());
+  clean_ = AllLeaveClean();
+  if (!clean_) KeepForEver(shared_from_this());
   transport_->Close(clean_);
   {
     std::lock_guard<std::mutex> lock(mutex_);
     finished_ = true;
   }
   changed_.notify_all();
+}
+
+bool Progress::AllLeaveClean() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    closing_ = true;
+  }
+  changed_.notify_all();
+  const bool clean = clean_;
+  const Clock::time_point until = Clock::now() + (clean ? DurationOf(timeout_) : DurationOf(kFarewellSeconds));
+  farewell_.mine = clean;
+  farewell_.theirs.assign(size_, 0);
+  std::vector<std::shared_ptr<Transfer>> sends, receives(size_);
+  for (int rank = 0; rank < size_; ++rank) {
+    if (rank == rank_) continue;
+    sends.push_back(transport_->Send(rank, kFarewellTag, &farewell_.mine, 1));
+    if (clean) receives[rank] = transport_->Receive(rank, kFarewellTag, &farewell_.theirs[rank], 1);
+  }
+  Pace pace;
+  while (Clock::now() < until) {
+    if (transport_->Poll()) pace.Moved(Clock::now());
+    bool all = std::all_of(sends.begin(), sends.end(), [](const auto& send) { return send->done; });
+    bool any_unclean = false;
+    for (int rank = 0; rank < size_; ++rank) {
+      if (receives[rank] == nullptr) continue;
+      all = all && receives[rank]->done;
+      any_unclean = any_unclean || (receives[rank]->done && farewell_.theirs[rank] == 0);
+    }
+    if (all || any_unclean) return clean && !any_unclean;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (abort_) return false;
+    }
+    SleepFor(pace.Rest());
+  }
+  return false;
 }
 
 void Progress::TakeCalls() {
@@ -196,15 +233,8 @@ void Progress::EndLate(Clock::time_point now) {
   for (const auto& [channel, status] : late) Finish(channel, status);
 }
 
-void Progress::Rest(Clock::time_point last_move) {
-  const Clock::duration still = Clock::now() - last_move;
-  if (still < kPoll) return;
-  if (still < kYield) {
-    std::this_thread::yield();
-    return;
-  }
-  // The longer nothing has come, the longer until it is looked at again: a tenth of that.
-  const Clock::duration sleep = std::clamp<Clock::duration>(still / 10, kShortestSleep, kLongestSleep);
+void Progress::SleepFor(Clock::duration sleep) {
+  if (sleep == Clock::duration::zero()) return;
   std::unique_lock<std::mutex> lock(mutex_);
   changed_.wait_for(lock, sleep, [this] { return news_.load(); });
 }
@@ -229,8 +259,9 @@ void Progress::Add(Entry entry) {
 void Progress::Abort(const Status& status) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    if (!ended_.ok()) return;
-    ended_ = status;
+    if (abort_) return;
+    // Of a rank that is leaving, calls end with that; but it waits for the others no longer.
+    if (ended_.ok()) ended_ = status;
     abort_ = true;
     news_ = true;
   }
@@ -254,7 +285,14 @@ void Progress::Stop(double seconds) {
     stop_by_ = Clock::now() + DurationOf(seconds);
   }
   changed_.notify_all();
-  changed_.wait_until(lock, Clock::now() + DurationOf(2 * seconds), [this] { return finished_; });
+  // The calls end, in which the transport may lose some time.
+  auto closing = [this] { return closing_ || finished_ || abort_; };
+  changed_.wait_until(lock, Clock::now() + DurationOf(2 * seconds), closing);
+  if (finished_) return;
+  // A clean end waits for all ranks, as long as a call would: mpiexec ends those that a rank leaves behind.
+  const bool waits_for_ranks = closing_ && !abort_;
+  const Clock::time_point until = Clock::now() + DurationOf(waits_for_ranks ? timeout_.load() : seconds);
+  changed_.wait_until(lock, until, [&] { return finished_ || (waits_for_ranks && abort_); });
 }
 
 }  // namespace whale

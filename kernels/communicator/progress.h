@@ -40,7 +40,7 @@ class Progress : public std::enable_shared_from_this<Progress> {
   };
   using Start = std::function<Status(std::unique_ptr<Transport>*)>;
 
-  // Starts the thread and waits for the transport.
+  // Starts the thread and waits for the transport; Abort ends the waiting.
   Status Run(Start start, double timeout_seconds);
 
   int rank() const { return rank_; }
@@ -60,6 +60,10 @@ class Progress : public std::enable_shared_from_this<Progress> {
   };
 
   void Loop(const Start& start);
+  // Says to all ranks whether this one leaves without an error, and waits until they have said so too: at most for the
+  // timeout or until an abort, and not where it makes no difference any more. Only if all are clean may the transport be
+  // closed together; who waited for the others in MPI_Finalize could not be called back.
+  bool AllLeaveClean();
   void TakeCalls();
   bool AdvanceAll();
   // Ends the first entry of a channel.
@@ -67,8 +71,8 @@ class Progress : public std::enable_shared_from_this<Progress> {
   void EndAll(const Status& status);
   void ApplyCancellation(const Cancellation& cancellation);
   void EndLate(Clock::time_point now);
-  // Where nothing moved: for how long that has been so decides between polling, yielding and sleeping.
-  void Rest(Clock::time_point last_move);
+  // Until the time is over, or there is news.
+  void SleepFor(Clock::duration sleep);
 
   // Shared with callers.
   std::mutex mutex_;
@@ -79,6 +83,7 @@ class Progress : public std::enable_shared_from_this<Progress> {
   bool abort_ = false;
   bool stop_ = false;
   bool started_ = false;
+  bool closing_ = false;  // no call is in flight any more, and the other ranks are told
   bool finished_ = false;
   Status start_status_;
   Clock::time_point stop_by_ = Clock::time_point::max();
@@ -94,6 +99,10 @@ class Progress : public std::enable_shared_from_this<Progress> {
   std::map<Channel, Status> broken_;
   std::vector<std::unique_ptr<Operation>> failed_;  // the transport may still use their memory
   bool clean_ = true;
+  struct Farewell {
+    char mine;
+    std::vector<char> theirs;
+  } farewell_;
 };
 
 }  // namespace whale

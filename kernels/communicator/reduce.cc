@@ -178,7 +178,9 @@ void ReduceTyped(const Arithmetic& arithmetic, const std::vector<const void*>& i
 Status CheckArithmetic(const std::string& op, const Arithmetic& arithmetic) {
   const std::string what = "'" + op + "' cannot take the " + NameOf(arithmetic.reduction) + " of " +
                            NameOf(arithmetic.type) + " values";
-  if (arithmetic.type == DataType::kBytes) return Status(Code::kInvalidArgument, what + ": bytes are only moved.");
+  if (arithmetic.type == DataType::kBytes || arithmetic.type == DataType::kStrings) {
+    return Status(Code::kInvalidArgument, what + ": " + NameOf(arithmetic.type) + " are only moved.");
+  }
   const bool is_total = arithmetic.reduction == Reduction::kSum || arithmetic.reduction == Reduction::kMean;
   if (!is_total && arithmetic.scale != 1.0) {
     return Status(Code::kInvalidArgument, what + " with scale " + std::to_string(arithmetic.scale) +
@@ -213,6 +215,7 @@ void Reduce(const Arithmetic& arithmetic, const std::vector<const void*>& inputs
     case DataType::kBool:
       return ReduceTyped<Bool>(arithmetic, inputs, count, out);
     case DataType::kBytes:
+    case DataType::kStrings:
       return;
   }
 }

@@ -14,6 +14,7 @@
 #include "kernels/communicator/agreement.h"
 #include "kernels/communicator/operation.h"
 #include "kernels/communicator/segments.h"
+#include "kernels/communicator/small_reduction.h"
 
 namespace whale {
 namespace {
@@ -266,6 +267,7 @@ class OwnedReduction : public Operation {
 }  // namespace
 
 std::unique_ptr<Operation> MakeReduction(CollectiveCall call, int rank) {
+  if (IsSmall(call)) return MakeSmallReduction(std::move(call), rank);
   return std::make_unique<OwnedReduction>(std::move(call), rank);
 }
 

@@ -15,6 +15,7 @@ size_t SizeOf(DataType type) {
       return 8;
     case DataType::kBool:
     case DataType::kBytes:
+    case DataType::kStrings:
       return 1;
   }
   return 1;
@@ -38,6 +39,8 @@ const char* NameOf(DataType type) {
       return "bool";
     case DataType::kBytes:
       return "bytes";
+    case DataType::kStrings:
+      return "packed strings";
   }
   return "an unknown type";
 }

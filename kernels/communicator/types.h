@@ -8,8 +8,9 @@
 
 namespace whale {
 
-// kBytes is whatever is only moved: its element is one byte.
-enum class DataType : int32_t { kFloat16, kBFloat16, kFloat32, kFloat64, kInt32, kInt64, kBool, kBytes };
+// kBytes is whatever is only moved: its element is one byte. So is that of kStrings, which are packed before they are
+// moved.
+enum class DataType : int32_t { kFloat16, kBFloat16, kFloat32, kFloat64, kInt32, kInt64, kBool, kBytes, kStrings };
 
 // Of bools, kMin and kProduct are all(), kMax and kSum are any(); kMean is of floats only.
 enum class Reduction : int32_t { kSum, kMean, kMax, kMin, kProduct };

@@ -26,11 +26,13 @@ Communicator* World();
 // before StartWorld. 300 s where nothing is said.
 void SetWorldTimeout(double seconds);
 
-// Ends every call in flight, and every later one, with kUnavailable and this message. Nothing where no world runs.
+// Ends every call in flight, and every later one, with kUnavailable and this message; and a StartWorld that waits for
+// other ranks. Nothing where no world runs or starts.
 void AbortWorld(const std::string& message);
 
-// Leaves the world, in bounded time: waits a few seconds for the calls in flight, then ends them. MPI is finalized only
-// if every call went well, since it waits for all ranks.
+// Leaves the world, in bounded time: waits a few seconds for the calls in flight, then ends them; after AbortWorld, for
+// three seconds at most. If every call went well MPI is finalized: that waits for all ranks, at most for the timeout of
+// calls, or until AbortWorld. Who leaves without it is taken for dead by mpiexec, which then ends the other ranks.
 void StopWorld();
 
 }  // namespace whale

@@ -129,6 +129,8 @@ DataType ToWhale(tensorflow::DataType type) {
       return DataType::kInt64;
     case tensorflow::DT_BOOL:
       return DataType::kBool;
+    case tensorflow::DT_STRING:
+      return DataType::kStrings;
     default:
       return DataType::kBytes;
   }

@@ -15,7 +15,7 @@ namespace whale {
 // TensorFlow's status for the communicator's, with the same message.
 absl::Status ToTensorFlow(const Status& status);
 
-// kBytes for what can only be moved: its count of elements is then a count of bytes.
+// kStrings for strings. kBytes for what else can only be moved: its count of elements is then a count of bytes.
 DataType ToWhale(tensorflow::DataType type);
 int64_t CountOf(const tensorflow::Tensor& tensor);
 
@@ -30,6 +30,9 @@ class CallKernel : public tensorflow::AsyncOpKernel {
  public:
   explicit CallKernel(tensorflow::OpKernelConstruction* context);
   void ComputeAsync(tensorflow::OpKernelContext* context, DoneCallback done) final;
+  // It only hands over a call. As an expensive one it would be queued behind the computation that is ready too, and
+  // the other ranks would wait for that.
+  bool IsExpensive() override { return false; }
 
  protected:
   // Allocates the outputs and makes the call. An error means that the call was not made.

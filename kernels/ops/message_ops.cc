@@ -7,10 +7,12 @@
 #include <vector>
 
 #include "kernels/ops/call.h"
+#include "kernels/ops/strings.h"
 #include "tensorflow/core/framework/common_shape_fns.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/partial_tensor_shape.h"
 #include "tensorflow/core/framework/shape_inference.h"
+#include "tensorflow/core/platform/tstring.h"
 
 namespace whale {
 namespace {
@@ -22,13 +24,13 @@ using tensorflow::Tensor;
 using tensorflow::TensorShape;
 using tensorflow::shape_inference::InferenceContext;
 
-#define WHALE_PLAIN                                                                                    \
+#define WHALE_MESSAGES                                                                                 \
   "{half, bfloat16, float, double, int8, int16, int32, int64, uint8, uint16, uint32, uint64, bool, " \
-  "complex64, complex128}"
+  "complex64, complex128, string}"
 
 REGISTER_OP("WhaleSend")
     .Input("value: T")
-    .Attr("T: " WHALE_PLAIN)
+    .Attr("T: " WHALE_MESSAGES)
     .Attr("to: int >= 0")
     .Attr("id: int >= 0")
     .Attr("ranks: list(int) = []")
@@ -41,7 +43,7 @@ REGISTER_OP("WhaleSend")
 
 REGISTER_OP("WhaleReceive")
     .Output("value: dtype")
-    .Attr("dtype: " WHALE_PLAIN)
+    .Attr("dtype: " WHALE_MESSAGES)
     .Attr("shape: shape = { unknown_rank: true }")
     .Attr("source: int >= 0")  // not `from`, which Python keeps for itself
     .Attr("id: int >= 0")
@@ -92,11 +94,25 @@ class SendKernel final : public CallKernel {
                                         std::to_string(communicator->size()));
     }
     const Tensor& value = context->input(0);
+    if (value.dtype() == tensorflow::DT_STRING) {
+      SendStrings(value, communicator, call, std::move(done));
+      return absl::OkStatus();
+    }
     communicator->Send(call, to_, HeaderOf(value), MemoryOf(value), std::move(done));
     return absl::OkStatus();
   }
 
  private:
+  void SendStrings(const Tensor& value, Communicator* communicator, const Call& call, Done done) const {
+    auto* packed = new std::vector<char>(PackStrings(value));  // freed below unless the transport may still read it
+    const Header header{DataType::kStrings, {static_cast<int64_t>(packed->size())}};
+    auto finish = [packed, done = std::move(done)](const Status& status) {
+      if (status.ok()) delete packed;
+      done(status);
+    };
+    communicator->Send(call, to_, header, packed->data(), std::move(finish));
+  }
+
   int to_ = 0;
 };
 
@@ -109,9 +125,11 @@ class ReceiveKernel final : public CallKernel {
   }
 
  protected:
-  // What comes although it does not fit: the transport gets a place for it, and the operation an error.
-  struct Misfit {
+  // What does not come straight to the output: packed strings, and what does not fit, for which the transport gets a
+  // place and the operation an error.
+  struct Aside {
     absl::Status status;
+    bool strings = false;
     std::vector<char> memory;
   };
 
@@ -122,20 +140,24 @@ class ReceiveKernel final : public CallKernel {
                                         std::to_string(from_) + ", was expected to name another rank below " +
                                         std::to_string(communicator->size()));
     }
-    auto* misfit = new Misfit;  // freed below unless the transport may still write to it
-    auto allocate = [this, context, misfit, rank](const Header& header) -> void* {
+    auto* aside = new Aside;  // freed below unless the transport may still write to it
+    auto allocate = [this, context, aside, rank](const Header& header) -> void* {
       Tensor* output = nullptr;
-      misfit->status = Allocate(context, header, rank, &output);
-      if (misfit->status.ok()) return MemoryOf(*output);
+      aside->strings = dtype_ == tensorflow::DT_STRING && header.type == DataType::kStrings;
+      if (!aside->strings) {
+        aside->status = Allocate(context, header, rank, &output);
+        if (aside->status.ok()) return MemoryOf(*output);
+      }
       int64_t bytes = static_cast<int64_t>(SizeOf(header.type));
       for (int64_t dim : header.shape) bytes *= dim;
-      misfit->memory.resize(bytes);
-      return misfit->memory.data();
+      aside->memory.resize(bytes);
+      return aside->memory.data();
     };
-    auto finish = [context, misfit, done = std::move(done)](const Status& status) {
+    auto finish = [this, context, aside, rank, done = std::move(done)](const Status& status) {
       if (status.ok()) {
-        if (!misfit->status.ok()) context->SetStatus(misfit->status);
-        delete misfit;
+        if (aside->strings) aside->status = TakeStrings(context, aside->memory, rank);
+        if (!aside->status.ok()) context->SetStatus(aside->status);
+        delete aside;
       }
       done(status);
     };
@@ -154,8 +176,25 @@ class ReceiveKernel final : public CallKernel {
     TensorShape shape;
     if (fits) TF_RETURN_IF_ERROR(TensorShape::BuildTensorShape(dims, &shape));
     if (fits && shape_.IsCompatibleWith(shape)) return context->allocate_output(0, shape, output);
-    return absl::InvalidArgumentError("'" + name() + "' on rank " + std::to_string(rank) + " received " +
-                                      Describe(header) + " from rank " + std::to_string(from_) + ", expected was " +
+    return Refuse(Describe(header), rank);
+  }
+
+  absl::Status TakeStrings(OpKernelContext* context, const std::vector<char>& packed, int rank) const {
+    TensorShape shape;
+    std::vector<std::string> strings;
+    const absl::Status status = UnpackStrings(packed, &shape, &strings);
+    if (!status.ok()) return Refuse(std::string(status.message()), rank);
+    if (!shape_.IsCompatibleWith(shape)) return Refuse("string " + shape.DebugString(), rank);
+    Tensor* output = nullptr;
+    TF_RETURN_IF_ERROR(context->allocate_output(0, shape, &output));
+    auto values = output->flat<tensorflow::tstring>();
+    for (size_t i = 0; i < strings.size(); ++i) values(i) = strings[i];
+    return absl::OkStatus();
+  }
+
+  absl::Status Refuse(const std::string& received, int rank) const {
+    return absl::InvalidArgumentError("'" + name() + "' on rank " + std::to_string(rank) + " received " + received +
+                                      " from rank " + std::to_string(from_) + ", expected was " +
                                       tensorflow::DataTypeString(dtype_) + " " + shape_.DebugString());
   }
 

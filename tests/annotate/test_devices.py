@@ -65,6 +65,12 @@ def test_refuses_what_is_no_number_of_devices(count: int) -> None:
         start.init(count)
 
 
+@pytest.mark.parametrize("threads", [0, -1, True, 2.0])
+def test_refuses_what_is_no_number_of_threads(threads: int) -> None:
+    with pytest.raises(DeviceError, match="the number of threads must be a whole number from 1 on"):
+        start.init(2, threads=threads)
+
+
 def test_refuses_a_number_beside_a_cluster() -> None:
     with pytest.raises(DeviceError, match="devices is 2, and the cluster has 1"):
         start.init(2, cluster=Cluster((Device.named("CPU:0"),)))
@@ -119,8 +125,22 @@ cpu = tf.config.list_physical_devices("CPU")[0]
             "tf.constant(1)\ntry: init(2)\nexcept DeviceError as error: print(error.rule)",
             "already started with 1 device",
         ),
+        (
+            "print(len(init(2, threads=1)), tf.config.threading.get_intra_op_parallelism_threads(), "
+            "len(init(2, threads=1)))",
+            "2 1 2",
+        ),
+        ("init(2)\ntry: init(2, threads=3)\nexcept DeviceError as error: print(error.rule)", "for an operation"),
     ],
-    ids=["one by default", "makes CPUs", "makes CPUs for a cluster", "adds to the user's", "too late"],
+    ids=[
+        "one by default",
+        "makes CPUs",
+        "for a cluster",
+        "adds to the user's",
+        "too late",
+        "threads",
+        "too late threads",
+    ],
 )
 @pytest.mark.long
 def test_in_a_program_that_has_not_started(program: str, printed: str) -> None:

@@ -21,9 +21,9 @@ inline double Now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-inline double ProcessorSeconds() {
+inline double ProcessorSeconds(int whose = RUSAGE_SELF) {
   rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
+  getrusage(whose, &usage);
   return static_cast<double>(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
          1e-6 * static_cast<double>(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
 }
@@ -84,16 +84,25 @@ class AllReduceRace {
     std::fflush(stdout);
   }
 
-  // What it costs to wait: rank 0 comes two seconds late.
-  void Idle() {
-    Meet();
-    const double begin = ProcessorSeconds();
-    const double wall = Now();
-    if (communicator_->rank() == 0) std::this_thread::sleep_for(std::chrono::seconds(2));
-    Meet();
+  // What it costs to wait: rank 0 comes late, and rank 1 meanwhile sleeps, then computes. Of a core, the share that the
+  // communicator's threads took; what a computation is longer by is within the noise of most machines.
+  void Wait(double seconds, int times) {
+    const double idle_from = ProcessorSeconds();
+    for (int k = 0; k < times; ++k) MeetLate(seconds, [] {});
+    const double idle = ProcessorSeconds() - idle_from;
+    double taken = 0, computed = 0;
+    for (int k = 0; k < times; ++k) {
+      MeetLate(seconds, [&] {
+        const double begin = Now(), all = ProcessorSeconds(), own = ProcessorSeconds(RUSAGE_THREAD);
+        volatile double value = 1;
+        while (Now() < begin + 0.9 * seconds) value = value * 1.0000001;
+        computed += Now() - begin;
+        taken += ProcessorSeconds() - all - (ProcessorSeconds(RUSAGE_THREAD) - own);
+      });
+    }
     if (communicator_->rank() != 1) return;
-    std::printf("waiting %.2f s took %.1f %% of a core\n", Now() - wall,
-                100 * (ProcessorSeconds() - begin) / (Now() - wall));
+    std::printf("waiting %6.3f s takes, of a core, %5.1f %% while idle and %5.1f %% while computing\n", seconds,
+                100 * idle / (seconds * times), 100 * taken / computed);
     std::fflush(stdout);
   }
 
@@ -101,6 +110,17 @@ class AllReduceRace {
   void Meet() {
     Outcome outcome;
     communicator_->Barrier({"meet", 2, 0, ranks_}, outcome.done());
+    CheckOk(outcome.Wait());
+  }
+
+  // Rank 0 comes after `seconds`; rank 1 does `meanwhile` first.
+  template <typename Meanwhile>
+  void MeetLate(double seconds, const Meanwhile& meanwhile) {
+    Meet();
+    Outcome outcome;
+    if (communicator_->rank() == 0) std::this_thread::sleep_for(std::chrono::duration<double>(seconds));
+    communicator_->Barrier({"late", 3, 0, ranks_}, outcome.done());
+    if (communicator_->rank() == 1) meanwhile();
     CheckOk(outcome.Wait());
   }
 
@@ -121,7 +141,9 @@ inline void Benchmark(const std::string& path, Communicator* communicator) {
   race.Run("4 MiB", {1 << 20}, 60);
   race.Run("64 MiB", {1 << 24}, 12);
   race.Run("68 tensors, 21 MB", GradientCounts(), 12);
-  race.Idle();
+  race.Wait(0.005, 100);
+  race.Wait(0.05, 20);
+  race.Wait(1, 2);
 }
 
 }  // namespace whale

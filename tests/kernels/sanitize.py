@@ -20,7 +20,7 @@ SANITIZERS = {
     "thread": ["-fsanitize=thread"],
 }
 PROGRAMS = ("test_reduce", "test_failures", "test_collectives")  # MPI itself is not built for sanitizers
-PROGRAM_SECONDS = 600
+PROGRAM_SECONDS = 300
 
 
 def main() -> int:

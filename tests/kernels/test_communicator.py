@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The test programs, built once."""
     if shutil.which("g++") is None:
         pytest.skip("no g++ to build the C++ tests with")
-    return build(tmp_path_factory.mktemp("kernels"), ["-O2"])
+    return build(tmp_path_factory.mktemp("kernels"), ["-O1"])
 
 
 def mpi() -> tuple[str, str]:
@@ -49,6 +50,41 @@ def test_collectives_between_processes(programs: dict[str, Path], ranks: int) ->
     mpiexec, library = mpi()
     printed = run([mpiexec, "-n", str(ranks), str(programs["mpi_world"]), library])
     assert printed == f"ok, {ranks} ranks\n"
+
+
+# A rank's place is kept, as `whale run` does, until all have ended: mpiexec kills the others when it sees one end.
+KEPT = """
+"$@"; code=$?
+touch "$ENDED/$PMI_RANK"
+while [ "$(ls "$ENDED" | wc -l)" -lt "$PMI_SIZE" ]; do sleep 0.02; done
+exit $code
+"""
+
+
+@pytest.mark.parametrize(
+    ("failure", "ranks"),
+    [
+        ("mismatch", 2),
+        ("late", 2),
+        ("cancelled", 2),
+        ("killed", 4),
+        ("absent", 2),
+        pytest.param("large", 2, marks=pytest.mark.long),
+        pytest.param("slow", 2, marks=pytest.mark.long),
+    ],
+)
+def test_failures_between_processes(programs: dict[str, Path], tmp_path: Path, failure: str, ranks: int) -> None:
+    mpiexec, library = mpi()
+    program = [str(programs["mpi_failures"]), library, failure]
+    done = subprocess.run(
+        [mpiexec, "-n", str(ranks), "sh", "-c", KEPT, "kept", *program],
+        env={**os.environ, "ENDED": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=PROGRAM_SECONDS,
+    )
+    # Where ranks do not leave together, mpiexec ends with an error of its own or not.
+    assert done.stdout.count(f"{failure} as expected") == ranks - (failure == "killed"), done.stdout + done.stderr
 
 
 @pytest.mark.long

@@ -72,6 +72,12 @@ class LoopWorld {
       CheckOk(MessageCommunicator::Make(start, 50, &ranks_.back()));
     }
   }
+  // All at once, as processes leave: each waits for the others.
+  ~LoopWorld() {
+    std::vector<std::thread> threads;
+    for (auto& rank : ranks_) threads.emplace_back([&rank] { rank = nullptr; });
+    for (std::thread& thread : threads) thread.join();
+  }
   MessageCommunicator* rank(int number) const { return ranks_[number].get(); }
   void SetTimeout(double seconds) {
     for (auto& rank : ranks_) rank->SetTimeout(seconds);

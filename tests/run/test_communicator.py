@@ -47,11 +47,14 @@ def step(x):
 
 found.update(step(x))
 found["large"] = ops.all_reduce(tf.fill([1 << 20], rank + 1.0), "mean")[::1 << 18]
-sent = communicator.next_ids(2)
+sent = communicator.next_ids(3)
+words = tf.constant([["", "two"], ["three" * 5_000, "4"]])
 if rank == 0:
-    ops.send([x, tf.constant([1, 2], tf.int16)], 1, id=sent)
+    ops.send([x, tf.constant([1, 2], tf.int16), words], 1, id=sent)
 elif rank == 1:
-    found["received"] = ops.receive(0, [tf.TensorSpec([None], tf.float32), tf.TensorSpec([2], tf.int16)], id=sent)
+    specs = [tf.TensorSpec([None], tf.float32), tf.TensorSpec([2], tf.int16), tf.TensorSpec([None, 2], tf.string)]
+    *found["received"], received = ops.receive(0, specs, id=sent)
+    assert received.shape == words.shape and bool(tf.reduce_all(received == words))
 ops.barrier()
 found = tf.nest.map_structure(lambda value: np.asarray(value).tolist(), found)
 pathlib.Path(__file__).with_name(f"{rank}.json").write_text(json.dumps(found))

@@ -158,6 +158,55 @@ def test_messages_arrive_with_type_and_shape() -> None:
         np.testing.assert_array_equal(value, got)
 
 
+STRINGS = [
+    tf.constant([["", "a"], ["b\0c", "d" * 20_000]]),
+    tf.constant("alone"),
+    tf.zeros([0, 3], tf.string),
+]
+
+
+def test_strings_are_messages() -> None:
+    place: dict[str, Any] = {"ranks": (0, 1), "world": "test_ops", "id": communicator.next_ids(3)}
+
+    @tf.function
+    def step(*values: Any) -> Any:
+        with tf.device("CPU:0"):
+            ops.send(values, 1, rank=0, **place)
+        with tf.device("CPU:1"):
+            specs = [
+                tf.TensorSpec([None, 2], tf.string),
+                tf.TensorSpec(None, tf.string),
+                tf.TensorSpec(None, tf.string),
+            ]
+            return ops.receive(0, specs, rank=1, **place)
+
+    for value, got in zip(STRINGS, step(*STRINGS), strict=True):
+        assert got.shape == value.shape
+        assert got.numpy().tolist() == value.numpy().tolist() if value.shape.rank else got.numpy() == value.numpy()
+
+
+@pytest.mark.parametrize(
+    ("sent", "spec", "expected"),
+    [
+        (
+            tf.constant(["ab"]),
+            tf.TensorSpec([2], tf.string),
+            "received string [1] from rank 0, expected was string [2]",
+        ),
+        (tf.constant(["ab"]), tf.TensorSpec([1], tf.uint8), "received packed strings [26] from rank 0, expected was"),
+        (tf.constant([7], tf.uint8), tf.TensorSpec([1], tf.string), "received bytes [1,1] from rank 0, expected was"),
+    ],
+    ids=["shape", "strings for bytes", "bytes for strings"],
+)
+def test_strings_that_were_not_expected_are_refused(sent: Any, spec: Any, expected: str) -> None:
+    def call(value: Any, rank: int, **place: Any) -> Any:
+        return ops.send(value, 1, rank=0, **place) if rank == 0 else ops.receive(0, spec, rank=1, **place)
+
+    with pytest.raises(tf.errors.InvalidArgumentError) as caught:
+        on_ranks(range(2), call, [sent, sent])
+    assert expected in str(caught.value)
+
+
 def gradients(call: Callable[..., Any], inputs: Sequence[Any], factors: Sequence[Any]) -> list[Any]:
     """What rank r's `factors[r] * result` of all ranks, summed, gives for each rank's input."""
 

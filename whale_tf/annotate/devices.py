@@ -32,7 +32,6 @@ def find_devices(count: int | None) -> Cluster:
     if tf.config.get_visible_devices("GPU"):
         return _first_gpus(count)
     if count is not None:
-        _share_cores(count)
         _make_cpus(count)
     return Cluster(_existing("CPU")[:count])
 
@@ -66,16 +65,34 @@ def _make_cpus(count: int) -> None:
         ) from error
 
 
-def _share_cores(devices: int) -> None:
-    """Gives the operations of several devices their part of the cores each, unless the user has said how many threads.
+def share_cores(threads: int | None) -> None:
+    """Sets on how many threads an operation runs; without a number, on this process's part of the machine's cores.
 
-    All devices of a process share one pool of threads. If every operation of every device were cut for all cores, they
-    would wait for one another's pieces: benchmarks/data_parallel has the figures. Nothing once TensorFlow has started.
+    That is all of them for a process that is alone on its machine: nothing is changed then.
+
+    Raises:
+      DeviceError: the number is not possible, or comes after TensorFlow has started with another.
     """
-    here = int(os.environ.get(PROCESSES_HERE, "1")) * devices
-    if here > 1 and tf.config.threading.get_intra_op_parallelism_threads() == 0:
-        with contextlib.suppress(RuntimeError):
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise DeviceError(
+            "the number of threads must be a whole number from 1 on",
+            details=[f"threads is {threads!r}"],
+            way_out="Leave it out for TensorFlow's own choice, one for each core.",
+        )
+    now, here = tf.config.threading.get_intra_op_parallelism_threads(), int(os.environ.get(PROCESSES_HERE, "1"))
+    if threads is None and here > 1 and now == 0:
+        with contextlib.suppress(RuntimeError):  # TensorFlow has started: it stays as it is
             tf.config.threading.set_intra_op_parallelism_threads(max(1, len(os.sched_getaffinity(0)) // here))
+    if threads in (None, now):
+        return
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+    except RuntimeError as error:
+        raise DeviceError(
+            f"TensorFlow already started with {now or 'as many'} threads{'' if now else ' as cores'} for an operation",
+            details=[f"threads is {threads}"],
+            way_out="Call whale.init before the first TensorFlow operation and before any other whale.init.",
+        ) from error
 
 
 def check_cluster(cluster: Cluster, rank: int = 0, size: int = 1) -> Cluster:
@@ -101,7 +118,6 @@ def check_cluster(cluster: Cluster, rank: int = 0, size: int = 1) -> Cluster:
         )
     cpus = [device.index for device in own if device.kind == "CPU"]
     if cpus:
-        _share_cores(len(cpus))
         _make_cpus(max(cpus) + 1)
     existing = [device.name for kind in sorted({device.kind for device in own}) for device in _existing(kind)]
     missing = [device.name for device in own if device.name not in existing]

@@ -373,5 +373,5 @@ def _cannot_cross(ref: Ref, kind: TensorType, source: int, target: int) -> PlanE
     )
 
 
-NOT_CARRIED = frozenset({"resource", "variant", "string"})
+NOT_CARRIED = frozenset({"resource", "variant"})
 NO_VALUES = frozenset({"resource", "variant"})
