@@ -32,8 +32,10 @@ from whale_tf.rewrite.fold_random import fold_random
 from whale_tf.rewrite.hold_assignments import hold_assignments
 from whale_tf.rewrite.tell_apart import tell_apart
 from whale_tf.rewrite.whole_batch import depends_on_size, use_whole_batch
+from whale_tf.run.communicator import next_ids
 from whale_tf.run.compiled import Compiled, Parts
-from whale_tf.run.processes import World, agree, canonical, digest_of, share_variables
+from whale_tf.run.feed import digest
+from whale_tf.run.processes import World, agree, canonical, digest_of, share_variables, tell_failure
 from whale_tf.run.signature import Arguments
 from whale_tf.run.step import Options, Step
 from whale_tf.start import current_world
@@ -84,8 +86,17 @@ def function(
 
 def compile_step(fn: Callable[..., Any], arguments: Arguments, options: Options, told: set[str]) -> Compiled:
     """Makes a step ready to run for one signature; a warning that is in `told` is not repeated."""
+    world, name = current_world(), getattr(fn, "__name__", "step")
     with _without_collection():
-        return _compile(fn, arguments, options, told)
+        try:
+            graph, parts = _compile(fn, arguments, options, told)
+        except Exception as error:
+            if world is not None:
+                tell_failure(world, name, error)
+            raise
+        if world is not None:
+            _meet(world, name, arguments, graph, parts)
+        return Compiled(parts)
 
 
 @contextlib.contextmanager
@@ -100,7 +111,8 @@ def _without_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _compile(fn: Callable[..., Any], arguments: Arguments, options: Options, told: set[str]) -> Compiled:
+def _compile(fn: Callable[..., Any], arguments: Arguments, options: Options, told: set[str]) -> tuple[Graph, Parts]:
+    """The step's graph, and all that is needed to run it."""
     dump = Dumps(os.environ.get(DUMP_VARIABLE))
     captured = trace_at_sizes(fn, arguments, options)
     step, examples = captured.steps[0], captured.examples
@@ -140,9 +152,7 @@ def _compile(fn: Callable[..., Any], arguments: Arguments, options: Options, tol
         captured.all,
         current_world(),
     )
-    if parts.world is not None:
-        _meet(parts.world, getattr(fn, "__name__", "step"), arguments, step.graph, parts)
-    return Compiled(parts)
+    return step.graph, parts
 
 
 def _meet(world: World, name: str, arguments: Arguments, graph: Graph, parts: Parts) -> None:
@@ -151,11 +161,15 @@ def _meet(world: World, name: str, arguments: Arguments, graph: Graph, parts: Pa
     def text() -> str:
         return canonical(print_graph(graph), parts.library)
 
-    shapes = [f"{name} {list(t.shape)}" for name, t in zip(arguments.names, arguments.tensors, strict=True)]
+    captured = [tensor for tensor in parts.outside if tensor.dtype not in (tf.resource, tf.variant)]
+    specs = zip(arguments.names, arguments.specs(arguments.examples), strict=True)
+    shapes = [f"{name} {list(spec.shape)}" for name, spec in specs]
     facts = {
         "inputs": ", ".join(shapes) + (", fed" if arguments.fed else ""),
         "layout": str(parts.plan.layout),
         "variables": ", ".join(parts.variables),
+        "tensors from outside the step": digest(captured),
+        "numbers for messages": f"from {next_ids(0)} on",
         "graph": digest_of(text()),
         "plan": parts.plan.fingerprint[:16],
         "program": digest_of(canonical(print_graph(parts.program.main), parts.library)),

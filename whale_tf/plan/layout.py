@@ -155,7 +155,7 @@ def lay_out(request: Request, cluster: Cluster, schedule: str) -> Layout:
     total, stages = len(cluster), max(1, len(request.stages))
     _refuse_wide_stages(request)
     rows = _rows(request, stages, total, schedule)
-    count = _count(request, rows, total)
+    count = _count(request, rows, cluster)
     needed = count * rows
     if needed > total:
         scope = [str(scope) for scope in (request.replica, *request.stages) if scope is not None]
@@ -163,7 +163,7 @@ def lay_out(request: Request, cluster: Cluster, schedule: str) -> Layout:
             f"the step asks for {needed} devices and there are {total}",
             details=[f"{count} replica{'s' * (count > 1)} x {rows} device{'s' * (rows > 1)} each = {needed}"],
             scope=scope[:4],
-            way_out=f"Call whale.init({needed}) first, or ask for fewer replicas or stages.",
+            way_out=f"{_more(cluster, needed)} first, or ask for fewer replicas or stages.",
         )
     places = _places(request, cluster, count, rows)
     shares = request.replica.shares if request.replica is not None and request.replica.shares else (1.0,) * count
@@ -266,8 +266,16 @@ def _asked(request: Request) -> int | None:
     return 1 if request.replica is None else request.replica.count
 
 
-def _count(request: Request, rows: int, total: int) -> int:
-    asked = _asked(request)
+def _more(cluster: Cluster, devices: int) -> str:
+    """What to do for so many devices in all."""
+    processes = len({device.process for device in cluster})
+    if processes == 1:
+        return f"Call whale.init({devices})"
+    return f"Give each of the {processes} processes more devices, or start more processes, for {devices} in all"
+
+
+def _count(request: Request, rows: int, cluster: Cluster) -> int:
+    asked, total = _asked(request), len(cluster)
     if asked is not None:
         return asked
     if total > rows and total % rows:

@@ -3,9 +3,10 @@
 A gradient is reduced on its variable's owner, the update is computed there once, and the new value goes to all who use
 the variable. So replicas cannot drift apart, and the update's work and slots are divided over them.
 
-Replicas that have no process in common keep a copy each: their owners get the same reduced gradient, and compute the
-same update, since sending new values and slots to and fro would cost more than that. Only what may be run once, for its
-effects, is run by the first of these groups alone.
+Replicas that have no process in common keep a copy each: their owners get the same reduced gradient and compute the
+same update, since sending new values and slots to and fro would cost more than that. Only the first of these groups
+runs what must not be run twice, operations with effects, and sums, whose order may differ between machines with other
+numbers of cores: so the copies stay the same, bit for bit.
 
 Source: Xu et al. 2020, Automatic Cross-Replica Sharding of Weight Update.
 """
@@ -18,6 +19,14 @@ from whale_tf.ir.graph import Graph, Node, Ref
 from whale_tf.plan.cost import tensor_bytes
 from whale_tf.plan.layout import Layout
 from whale_tf.plan.roles import Roles, variable_of
+
+SUMMING = frozenset(
+    {
+        "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3", "BiasAddGrad", "Cholesky", "Cumprod", "Cumsum", "Einsum",
+        "EuclideanNorm", "L2Loss", "MatMul", "Mean", "Prod", "Qr", "SegmentSum", "SegmentSumV2", "Sum", "Svd",
+        "UnsortedSegmentSum",
+    }
+)  # fmt: skip
 
 
 def assign_owners(
@@ -61,13 +70,14 @@ def place_update(
 ) -> dict[str, tuple[int, ...]]:
     """The devices of every operation that runs once per step: for a gradient its owner's, else its largest input's.
 
-    There is one for each group of replicas, but only the first for what is stateful and must not be run twice.
+    There is one for each group of replicas, but only the first for what is stateful, and for sums.
     """
     device: dict[str, tuple[int, ...]] = {}
     for node in graph:
         if not roles.per_step(node.name) and node.name not in roles.markers:
             continue
-        groups = range(1 if node.stateful else len(layout.groups))
+        alone = node.stateful or (node.op in SUMMING and node.name not in roles.markers)
+        groups = range(1 if alone else len(layout.groups))
         if node.name in roles.markers:
             source = stage_of.get(node.inputs[0].node, 0)
             places = tuple(layout.device_of(layout.groups[group][0], source) for group in groups)

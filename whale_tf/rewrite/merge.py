@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from whale_tf.rewrite.bind import Binder
 
 SUMMED = frozenset({"bfloat16", "float16", "float32", "float64"})
+REDUCED = SUMMED | {"int32", "int64"}  # what MPI's ranks can reduce between them
 FOLDS: Mapping[str, str] = MappingProxyType(
     {"max": "Maximum", "min": "Minimum", "prod": "Mul", "all": "LogicalAnd", "any": "LogicalOr"}
 )
@@ -40,9 +41,10 @@ class Merging:
         if not binder.roles.per_micro_batch(marker.inputs[0].node):
             device = plan.device_of.get(marker.name, (HOST,))[group]
             return Placed(self._constant(marker, device), device)
-        dense = marker.attrs["part"] == b"dense"
-        if not dense and (marker.attrs["part"] == b"indices" or self._varies(marker)):
-            return self._rows(marker, group)
+        part, dtype = marker.attrs["part"], marker.outputs[0].dtype
+        rows = part == b"indices" or (part == b"values" and self._varies(marker))
+        if rows or dtype not in REDUCED:
+            return self._collected(marker, group, rows=rows)
         if marker.name not in self.reduced:
             self._reduce(self.bucket_of.get(marker.name, (marker.name,)))
         return self.reduced[marker.name][group]
@@ -52,12 +54,12 @@ class Merging:
         """The gradients that one is reduced together with."""
         return {name: bucket for bucket in self.binder.plan.buckets for name in bucket}
 
-    def _rows(self, marker: Node, group: int) -> Placed:
-        """One part of IndexedSlices: those of all micro-batches, one after another."""
+    def _collected(self, marker: Node, group: int, *, rows: bool) -> Placed:
+        """The values of all replicas sent to each group: rows of IndexedSlices, or what no collective adds."""
         binder, plan = self.binder, self.binder.plan
         device, kind = plan.device_of.get(marker.name, (HOST,))[group], marker.outputs[0]
         values = [binder.move(s, device) for r in range(plan.layout.replicas) for s in binder.sums[marker.name, r]]
-        total = self._concat(marker.name, values, kind, device)
+        total = (self._concat if rows else self._add_n)(marker.name, values, kind, device)
         return Placed(self._scaled(marker.name, total, self._scale(marker), kind, device), device)
 
     def _scale(self, marker: Node) -> float:

@@ -23,10 +23,12 @@ class Fed:
     Attributes:
       arguments: of the global batch, with tensors that hold this process's examples.
       digest: of the global batch.
+      ranges: which examples each process has, as (first, after the last).
     """
 
     arguments: Arguments
     digest: str
+    ranges: tuple[tuple[int, int], ...]
 
     def __repr__(self) -> str:
         shapes = ", ".join(
@@ -38,11 +40,17 @@ class Fed:
 
 def take_part(arguments: Arguments, plan: Plan, process: int) -> Fed:
     """A process's part of a global batch."""
-    first, end = plan.examples_of(process)
+    ranges = ranges_of(plan)
+    first, end = ranges[process]
     tensors = tuple(
         tensor[first:end] if batch else tensor for tensor, batch in zip(arguments.tensors, arguments.batch, strict=True)
     )
-    return Fed(replace(arguments, tensors=tensors), digest(arguments.tensors))
+    return Fed(replace(arguments, tensors=tensors), digest(arguments.tensors), ranges)
+
+
+def ranges_of(plan: Plan) -> tuple[tuple[int, int], ...]:
+    """Which examples each process needs, as (first, after the last)."""
+    return tuple(map(plan.examples_of, range(len(plan.layout.hosts))))
 
 
 def digest(tensors: Sequence[tf.Tensor]) -> str:

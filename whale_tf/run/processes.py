@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import tensorflow as tf
 
-from whale_tf.errors import PlanError
+from whale_tf.errors import PlanError, RunError
 from whale_tf.run.ops import broadcast
 from whale_tf.world import Member
 
 # What MPI carries as it is; values of other types are few and small, and go to all as bytes.
 CARRIED = (tf.float16, tf.bfloat16, tf.float32, tf.float64, tf.int32, tf.int64, tf.bool)
 
+FAILED = "failed"
 WORD = re.compile(r"[\w./-]+")
 # Names that TensorFlow makes of its count of functions: of a custom gradient, and of what a loop's condition ignores.
 COUNTED = re.compile(r"(?<=CustomGradient-)\d+|(?<=_)\d+(?=___redundant_placeholder)")
@@ -33,12 +36,14 @@ class World:
       size: how many there are.
       member: the connection over which they agree.
       timeout: seconds that one waits for another.
+      steps: numbers for steps, in the order in which they are first used.
     """
 
     rank: int
     size: int
     member: Member
     timeout: float
+    steps: Iterator[int] = field(default_factory=itertools.count)
 
     def exchange(self, name: str, payload: bytes) -> list[bytes]:
         """Every process's payload, in the order of ranks.
@@ -61,6 +66,13 @@ def agree(world: World, step: str, facts: Mapping[str, str], text: Callable[[], 
     """
     payload = json.dumps(dict(facts)).encode()
     found = [json.loads(each) for each in world.exchange(f"the plan of step '{step}'", payload)]
+    failed = {rank: each[FAILED] for rank, each in enumerate(found) if FAILED in each}
+    if failed:
+        raise PlanError(
+            f"step '{step}' has failed in other processes before it ran",
+            details=[f"rank {rank}: {error}" for rank, error in failed.items()],
+            way_out="Run the same script with the same arguments in every process; see what those ranks have printed.",
+        )
     names = dict.fromkeys(name for each in found for name in each)
     differing = [name for name in names if len({each.get(name) for each in found}) > 1]
     if not differing:
@@ -79,6 +91,15 @@ def agree(world: World, step: str, facts: Mapping[str, str], text: Callable[[], 
         way_out="Run the same script with the same arguments and inputs of the same shapes in every process; "
         "what depends on the rank may only be outside the step.",
     )
+
+
+def tell_failure(world: World, step: str, error: Exception) -> None:
+    """Tells the others, who are about to agree on a step, that this process cannot run it."""
+    lines = str(error).strip().splitlines() or [""]
+    said = lines[-1].strip() if lines[0].startswith("in user code") else lines[0]  # AutoGraph puts its own before
+    payload = json.dumps({FAILED: f"{type(error).__name__}: {said}"}).encode()
+    with contextlib.suppress(RunError):  # what this process has to tell is its own error
+        world.exchange(f"the plan of step '{step}'", payload)
 
 
 def share_variables(world: World, variables: Mapping[str, Any]) -> None:

@@ -12,13 +12,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from whale_tf.errors import CaptureError, PlanError
+from whale_tf.errors import BatchError, CaptureError, PlanError
 from whale_tf.plan.grid import Grid
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.schedule import make_grid
 from whale_tf.run.compiled import Compiled
-from whale_tf.run.feed import Fed, digest, take_part
+from whale_tf.run.feed import Fed, digest, ranges_of, take_part
 from whale_tf.run.graph_file import save_graph
+from whale_tf.run.lockstep import Lockstep
 from whale_tf.run.processes import World
 from whale_tf.run.signature import Arguments, take_apart, written_at
 from whale_tf.run.timeline import Timeline, kept, measure
@@ -87,6 +88,7 @@ class Step:
         self.options = options
         self._compiler = compiler
         self._world = world
+        self._lockstep = Lockstep(getattr(function, "__name__", "step"), world)
         self._compiled: dict[Hashable, Compiled] = {}
         self._last: Compiled | None = None
         self._batch: tuple[tf.Tensor, ...] = ()
@@ -111,8 +113,8 @@ class Step:
             )
         with self._lock:
             arguments = self._arguments(args, kwargs)
-            self._report("call", args[0].digest if arguments.fed else "", arguments)
-            compiled = self._for(arguments)
+            compiled = self._for(arguments, "call", args)
+            self._lockstep.compare(compiled.parts.variables)
             self._batch = arguments.tensors
             return compiled(arguments.tensors)
 
@@ -133,18 +135,8 @@ class Step:
             with self._lock:
                 args = element if isinstance(element, tuple) else (element,)
                 arguments = self._arguments(args, {}).to_feed()
-                self._report("feed", "", arguments)
-                compiled = self._for(arguments)
+                compiled = self._for(arguments, "feed")
             yield take_part(arguments, compiled.plan, compiled.rank)
-
-    def _report(self, topic: str, fed: str, arguments: Arguments) -> None:
-        """Lets the processes compare what they do; before one of them might wait for the others to trace."""
-        world = self._world()
-        if world is not None:
-            name = getattr(self.python_function, "__name__", "step")
-            world.member.report_next(
-                topic, f"step '{name}', {arguments.examples} examples with digest {fed or digest(arguments.tensors)}"
-            )
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         """A method of the instance, with plans of its own."""
@@ -162,10 +154,30 @@ class Step:
             return args[0].arguments
         return take_apart(self.python_function, args, kwargs, self.options.whole)
 
-    def _for(self, arguments: Arguments) -> Compiled:
+    def _for(self, arguments: Arguments, what: str, args: tuple[Any, ...] = ()) -> Compiled:
+        """The plan for these arguments; other processes are told what it is for, before they might wait for its trace.
+
+        Raises:
+          BatchError: the arguments were fed for another step, which cuts a batch otherwise.
+        """
+        fed = args[0] if arguments.fed and args else None
+        traces = list(self._compiled)
+        trace = f"trace {traces.index(arguments.key)}" if arguments.key in self._compiled else "to be traced"
+        self._lockstep.report(
+            what,
+            trace,
+            lambda: f"{arguments.examples} examples with digest {fed.digest if fed else digest(arguments.tensors)}",
+        )
         if arguments.key not in self._compiled:
             self._compiled[arguments.key] = self._compiler(self.python_function, arguments, self.options)
         self._last = self._compiled[arguments.key]
+        if fed is not None and fed.ranges != ranges_of(self._last.plan):
+            raise BatchError(
+                f"the batch was fed for another step than '{self.python_function.__name__}'",
+                details=[f"processes have the examples {fed.ranges}, and it needs {ranges_of(self._last.plan)}"],
+                at=[written_at(self.python_function)],
+                way_out="Take it from the feed of the step that is called with it.",
+            )
         return self._last
 
     @property
@@ -189,7 +201,7 @@ class Step:
         with self._lock:
             arguments = self._arguments(args, kwargs)
             self._batch = arguments.tensors
-            return self._for(arguments).plan
+            return self._for(arguments, "plan", args).plan
 
     def timeline(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Timeline:
         """Runs one step, measured, and writes when each device did what; the variables stay as they are.
@@ -205,7 +217,9 @@ class Step:
         with self._lock:
             if args or kwargs:
                 arguments = self._arguments(args, kwargs)
-                self._last, self._batch = self._for(arguments), arguments.tensors
+                self._last, self._batch = self._for(arguments, "timeline", args), arguments.tensors
+            else:
+                self._lockstep.report("timeline", "of its last call", lambda: "the same batch")
             compiled, batch = self.compiled, self._batch
             with kept(compiled.parts.variables.values()):
                 timeline = measure(compiled, batch)
@@ -230,7 +244,15 @@ class Step:
         """
         with self._lock:
             arguments = self._arguments(args, kwargs)
-            compiled = self._compiled.get(arguments.key) or self._for(arguments)
+            if arguments.fed and self._world() is not None:
+                raise BatchError(
+                    "a step is verified with global batches, and this is one process's part",
+                    at=[written_at(self.python_function)],
+                    way_out="Give step.verify the element of the dataset itself, in every process.",
+                )
+            last = self._last
+            compiled = self._for(arguments, "verify", args)
+            self._last = last or compiled
             if self._plain is None:
                 self._plain = tf.function(self.python_function)
             return verify(self._plain, compiled, arguments, steps)
