@@ -30,6 +30,7 @@ from whale_tf.rewrite.check import check
 from whale_tf.rewrite.cut import Cut, Key, StageFunction, cut
 from whale_tf.rewrite.fold_random import fold_random
 from whale_tf.rewrite.hold_assignments import hold_assignments
+from whale_tf.rewrite.send_first import send_first
 from whale_tf.rewrite.tell_apart import tell_apart
 from whale_tf.rewrite.whole_batch import depends_on_size, use_whole_batch
 from whale_tf.run.communicator import next_ids
@@ -108,6 +109,8 @@ def _without_collection() -> Iterator[None]:
         yield
     finally:
         if enabled:
+            gc.freeze()  # what was made is old by now: the next small collection need not go through all of it
+            gc.unfreeze()
             gc.enable()
 
 
@@ -130,7 +133,7 @@ def _compile(fn: Callable[..., Any], arguments: Arguments, options: Options, tol
         variants[size] = _variant(step.graph, each, captured, plan, size, dump)
     program = Binder(step.graph, roles, plan, variants, arguments.fed).bind()
     dump("bound", program.main, after="bind")
-    program = hold_assignments(program)
+    program = hold_assignments(send_first(program))
     check(step.graph, roles, plan, variants, program)
     dump("held", program.main, after="hold_assignments")
     averaged = plan.parts > 1 and plan.loss == "mean"

@@ -1,6 +1,8 @@
 #include "kernels/communicator/mpi_transport.h"
 
 #include <algorithm>
+#include <chrono>
+#include <thread>
 
 namespace whale {
 namespace {
@@ -65,26 +67,68 @@ Status MpiTransport::Join() {
     status = Check(mpi_.Comm_get_attr(world, mpi::kTagUpperBound, &bound, &found), "MPI_Comm_get_attr");
   }
   max_tag_ = found && bound != nullptr ? *bound : 32767;  // what every MPI has
-  return status;
+  return status.ok() ? ExchangeDoors() : status;
+}
+
+Status MpiTransport::ExchangeDoors() {
+  to_ring_.assign(size_, 0);
+  const Doorbell::Address own = doorbell_.address();
+  std::vector<Doorbell::Address> doors(size_, own);
+  std::vector<std::shared_ptr<Transfer>> transfers;
+  for (int rank = 0; rank < size_; ++rank) {
+    if (rank == rank_) continue;
+    transfers.push_back(Receive(rank, 0, doors[rank].data(), static_cast<int64_t>(own.size())));
+    transfers.push_back(Send(rank, 0, own.data(), static_cast<int64_t>(own.size())));
+  }
+  for (const auto& transfer : transfers) {
+    while (!transfer->done) {
+      if (!Poll()) std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
+    if (!transfer->status.ok()) return transfer->status;
+  }
+  doorbell_.SetPeers(doors, rank_);
+  return Status();
+}
+
+void MpiTransport::RingAround() {
+  for (int rank = 0; rank < size_; ++rank) {
+    if (to_ring_[rank]) doorbell_.Ring(rank, false);
+    to_ring_[rank] = 0;
+  }
+}
+
+bool MpiTransport::Wait(Clock::duration most) {
+  RingAround();
+  const Doorbell::Woken woken = doorbell_.Wait(most);
+  if (woken != Doorbell::Woken::kRing) return woken == Doorbell::Woken::kAnswer;
+  // A long message needs both ends: whoever sends one may have gone to sleep before this rank was there to take it.
+  Poll();
+  std::vector<char> answered(size_, 0);
+  for (const auto& owner : owners_) {
+    if (owner->is_receive && !answered[owner->peer]) doorbell_.Ring(owner->peer, true);
+    answered[owner->peer] = 1;
+  }
+  return true;
 }
 
 std::shared_ptr<Transfer> MpiTransport::Send(int to, int tag, const void* data, int64_t bytes) {
-  return Post(bytes, false, [&](int64_t begin, int count, mpi::Request* request) {
+  return Post(bytes, to, false, [&](int64_t begin, int count, mpi::Request* request) {
     return mpi_.Isend(static_cast<const char*>(data) + begin, count, mpi::HandleOf<mpi::Datatype>(mpi::kByte), to, tag,
                       world_, request);
   });
 }
 
 std::shared_ptr<Transfer> MpiTransport::Receive(int from, int tag, void* data, int64_t bytes) {
-  return Post(bytes, true, [&](int64_t begin, int count, mpi::Request* request) {
+  return Post(bytes, from, true, [&](int64_t begin, int count, mpi::Request* request) {
     return mpi_.Irecv(static_cast<char*>(data) + begin, count, mpi::HandleOf<mpi::Datatype>(mpi::kByte), from, tag,
                       world_, request);
   });
 }
 
 template <typename Begin>
-std::shared_ptr<Transfer> MpiTransport::Post(int64_t bytes, bool is_receive, const Begin& begin_part) {
-  auto pending = std::make_shared<Pending>(Pending{std::make_shared<Transfer>(), 0, is_receive});
+std::shared_ptr<Transfer> MpiTransport::Post(int64_t bytes, int peer, bool is_receive, const Begin& begin_part) {
+  auto pending = std::make_shared<Pending>(Pending{std::make_shared<Transfer>(), 0, is_receive, peer});
+  to_ring_[peer] = 1;
   int64_t begin = 0;
   do {
     const int count = static_cast<int>(std::min(bytes - begin, kMostBytes));
@@ -104,6 +148,7 @@ std::shared_ptr<Transfer> MpiTransport::Post(int64_t bytes, bool is_receive, con
 }
 
 bool MpiTransport::Poll() {
+  RingAround();
   const int count = static_cast<int>(requests_.size());
   if (count == 0) return false;
   indices_.resize(count);

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/communicator/doorbell.h"
 #include "kernels/communicator/mpi_library.h"
 #include "kernels/communicator/transport.h"
 
@@ -25,6 +26,9 @@ class MpiTransport : public Transport {
   std::shared_ptr<Transfer> Send(int to, int tag, const void* data, int64_t bytes) override;
   std::shared_ptr<Transfer> Receive(int from, int tag, void* data, int64_t bytes) override;
   bool Poll() override;
+  bool hears_all() const override { return doorbell_.reaches_all(); }
+  bool Wait(Clock::duration most) override;
+  void Wake() override { doorbell_.RingOwn(); }
   void Close(bool clean) override;
 
  private:
@@ -33,13 +37,18 @@ class MpiTransport : public Transport {
     std::shared_ptr<Transfer> transfer;
     int parts;  // under way
     bool is_receive;
+    int peer;
   };
 
   MpiTransport() = default;
   Status Join();
+  // Tells all ranks where to ring.
+  Status ExchangeDoors();
+  // Rings at those to whom something was begun since the last time.
+  void RingAround();
   // `begin_part` begins the message of the bytes from `begin` on.
   template <typename Begin>
-  std::shared_ptr<Transfer> Post(int64_t bytes, bool is_receive, const Begin& begin_part);
+  std::shared_ptr<Transfer> Post(int64_t bytes, int peer, bool is_receive, const Begin& begin_part);
   Status Check(int code, const std::string& what) const;
   void Finish(Pending* pending, const mpi::MessageStatus& status, bool failed);
 
@@ -49,6 +58,8 @@ class MpiTransport : public Transport {
   int rank_ = 0;
   int size_ = 0;
   int64_t max_tag_ = 0;
+  Doorbell doorbell_;
+  std::vector<char> to_ring_;  // by rank
   // All requests under way, in one array for MPI, and whose they are.
   std::vector<mpi::Request> requests_;
   std::vector<std::shared_ptr<Pending>> owners_;

@@ -18,7 +18,11 @@ constexpr microseconds kShortestSleep(20);
 constexpr microseconds kLongestSleep(200);
 // While others compute: waking up then takes less than 2 % of a core, also of a wait of a few milliseconds.
 constexpr microseconds kShortestBusySleep(100);
-constexpr microseconds kLongestBusySleep(2000);
+constexpr microseconds kLongestBusySleep(200);
+// Where a sleep ends when something comes: a message that is on its way needs both ends for so long.
+constexpr microseconds kUnderWay(1000);
+constexpr microseconds kUnderWaySleep(50);
+constexpr microseconds kLongestWokenSleep(5000);
 
 Clock::duration TimeOf(clockid_t clock) {
   timespec time{};
@@ -38,10 +42,11 @@ bool Pace::OthersCompute(Clock::time_point now) {
   return compute;
 }
 
-Clock::duration Pace::Rest() {
+Clock::duration Pace::Rest(bool is_woken) {
   const Clock::time_point now = Clock::now();
   const Clock::duration still = now - moved_at_;
   if (still < kPoll) return Clock::duration::zero();
+  if (is_woken) return still < kUnderWay ? kUnderWaySleep : std::min<Clock::duration>(still, kLongestWokenSleep);
   if (OthersCompute(now)) return std::clamp<Clock::duration>(still, kShortestBusySleep, kLongestBusySleep);
   if (still < kYield) {
     std::this_thread::yield();

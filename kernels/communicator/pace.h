@@ -17,8 +17,8 @@ class Pace {
   // Something has happened: the waiting begins anew.
   void Moved(Clock::time_point now);
   // Nothing has happened. For how long to sleep before the next look; 0 to look again at once, the core having been
-  // offered to other threads where that is due.
-  Clock::duration Rest();
+  // offered to other threads where that is due. `is_woken`: the sleep ends by itself when something comes.
+  Clock::duration Rest(bool is_woken);
 
  private:
   // Whether the process's other threads had most of a core since this was asked last.

@@ -88,7 +88,7 @@ void Progress::Loop(const Start& start) {
       }
     }
     if (over) break;
-    if (!moved) SleepFor(pace.Rest());
+    if (!moved && SleepFor(pace.Rest(transport_->hears_all()))) pace.Moved(Clock::now());
   }
   clean_ = AllLeaveClean();
   if (!clean_) KeepForEver(shared_from_this());
@@ -131,7 +131,7 @@ bool Progress::AllLeaveClean() {
       std::lock_guard<std::mutex> lock(mutex_);
       if (abort_) return false;
     }
-    SleepFor(pace.Rest());
+    if (SleepFor(pace.Rest(transport_->hears_all()))) pace.Moved(Clock::now());
   }
   return false;
 }
@@ -233,10 +233,17 @@ void Progress::EndLate(Clock::time_point now) {
   for (const auto& [channel, status] : late) Finish(channel, status);
 }
 
-void Progress::SleepFor(Clock::duration sleep) {
-  if (sleep == Clock::duration::zero()) return;
-  std::unique_lock<std::mutex> lock(mutex_);
-  changed_.wait_for(lock, sleep, [this] { return news_.load(); });
+bool Progress::SleepFor(Clock::duration sleep) {
+  if (sleep == Clock::duration::zero()) return false;
+  asleep_ = true;  // before the look at the news: who brings some looks at this after it
+  const bool woken = !news_ && transport_->Wait(sleep);
+  asleep_ = false;
+  return woken;
+}
+
+void Progress::WakeUp() {
+  changed_.notify_all();
+  if (asleep_) transport_->Wake();
 }
 
 void Progress::Add(Entry entry) {
@@ -250,7 +257,7 @@ void Progress::Add(Entry entry) {
     }
   }
   if (ended.ok()) {
-    changed_.notify_all();
+    WakeUp();
   } else {
     entry.done(ended);
   }
@@ -265,7 +272,7 @@ void Progress::Abort(const Status& status) {
     abort_ = true;
     news_ = true;
   }
-  changed_.notify_all();
+  WakeUp();
 }
 
 void Progress::Cancel(int64_t id, int64_t step, const Status& status) {
@@ -274,7 +281,7 @@ void Progress::Cancel(int64_t id, int64_t step, const Status& status) {
     cancellations_.push_back({id, step, status});
     news_ = true;
   }
-  changed_.notify_all();
+  WakeUp();
 }
 
 void Progress::Stop(double seconds) {
@@ -284,7 +291,7 @@ void Progress::Stop(double seconds) {
     stop_ = true;
     stop_by_ = Clock::now() + DurationOf(seconds);
   }
-  changed_.notify_all();
+  WakeUp();
   // The calls end, in which the transport may lose some time.
   auto closing = [this] { return closing_ || finished_ || abort_; };
   changed_.wait_until(lock, Clock::now() + DurationOf(2 * seconds), closing);

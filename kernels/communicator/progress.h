@@ -71,8 +71,10 @@ class Progress : public std::enable_shared_from_this<Progress> {
   void EndAll(const Status& status);
   void ApplyCancellation(const Cancellation& cancellation);
   void EndLate(Clock::time_point now);
-  // Until the time is over, or there is news.
-  void SleepFor(Clock::duration sleep);
+  // Until the time is over, or there is news here or from a rank; true for news.
+  bool SleepFor(Clock::duration sleep);
+  // Tells the thread of news, whatever it waits for.
+  void WakeUp();
 
   // Shared with callers.
   std::mutex mutex_;
@@ -88,6 +90,7 @@ class Progress : public std::enable_shared_from_this<Progress> {
   Status start_status_;
   Clock::time_point stop_by_ = Clock::time_point::max();
   std::atomic<bool> news_{false};  // something of the above has changed
+  std::atomic<bool> asleep_{false};  // in the transport's Wait; there is a transport then
   std::atomic<double> timeout_{300};
   int rank_ = -1;
   int size_ = 0;

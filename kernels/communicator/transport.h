@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 
+#include "kernels/communicator/deadlines.h"
 #include "kernels/communicator/status.h"
 
 namespace whale {
@@ -34,6 +35,12 @@ class Transport {
   virtual std::shared_ptr<Transfer> Receive(int from, int tag, void* data, int64_t bytes) = 0;
   // Moves things on; true where a transfer came to its end.
   virtual bool Poll() = 0;
+  // Whether Wait ends when a rank has sent something, whichever it is.
+  virtual bool hears_all() const { return false; }
+  // Sleeps until a rank has sent something, as far as it can be heard, or until Wake; true where it was not for the time.
+  virtual bool Wait(Clock::duration most) = 0;
+  // Ends Wait, also one that is to come. Any thread may call it.
+  virtual void Wake() = 0;
   // The last call. `clean`: nothing is under way, and all ranks come here; only then may it wait for them.
   virtual void Close(bool clean) = 0;
 };

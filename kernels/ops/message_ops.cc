@@ -32,13 +32,14 @@ REGISTER_OP("WhaleSend")
     .Input("value: T")
     .Attr("T: " WHALE_MESSAGES)
     .Attr("to: int >= 0")
+    .Attr("detached: bool = false")
     .Attr("id: int >= 0")
     .Attr("ranks: list(int) = []")
     .Attr("rank: int = -1")
     .Attr("world: string = 'processes'")
     .SetIsStateful()
     .SetShapeFn(tensorflow::shape_inference::NoOutputs)
-    .Doc("Sends a tensor to the rank numbered `to`. Ends when `value` is no longer needed, which may be only when it is "
+    .Doc("If `detached`, it is over once the value is handed over, which is kept until it was sent. Sends a tensor to the rank numbered `to`. Ends when `value` is no longer needed, which may be only when it is "
          "received.");
 
 REGISTER_OP("WhaleReceive")
@@ -83,6 +84,7 @@ class SendKernel final : public CallKernel {
  public:
   explicit SendKernel(OpKernelConstruction* context) : CallKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("to", &to_));
+    OP_REQUIRES_OK(context, context->GetAttr("detached", &detached_));
   }
 
  protected:
@@ -94,11 +96,20 @@ class SendKernel final : public CallKernel {
                                         std::to_string(communicator->size()));
     }
     const Tensor& value = context->input(0);
+    const Done over = detached_ ? done : Done();
+    if (detached_) {
+      // Whoever is to be told of an error has one of its own: the call that follows on this channel, or the receiver.
+      auto* kept = new Tensor(value);  // for ever after an error: the transport may still read it
+      done = [kept](const Status& status) {
+        if (status.ok()) delete kept;
+      };
+    }
     if (value.dtype() == tensorflow::DT_STRING) {
       SendStrings(value, communicator, call, std::move(done));
-      return absl::OkStatus();
+    } else {
+      communicator->Send(call, to_, HeaderOf(value), MemoryOf(value), std::move(done));
     }
-    communicator->Send(call, to_, HeaderOf(value), MemoryOf(value), std::move(done));
+    if (over) over(Status());
     return absl::OkStatus();
   }
 
@@ -114,6 +125,7 @@ class SendKernel final : public CallKernel {
   }
 
   int to_ = 0;
+  bool detached_ = false;
 };
 
 class ReceiveKernel final : public CallKernel {

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAMS = ("test_reduce", "test_collectives", "test_failures", "mpi_world", "mpi_failures")
+PROGRAMS = ("test_reduce", "test_collectives", "test_failures", "test_doorbell", "mpi_world", "mpi_failures")
 
 # A ThreadSanitizer program of g++ 12 cannot start where the kernel puts libraries at too random addresses.
 WITHOUT_RANDOM_ADDRESSES = ("setarch", "--addr-no-randomize")

@@ -6,11 +6,14 @@
 #ifndef WHALE_TESTS_KERNELS_LOOP_TRANSPORT_H_
 #define WHALE_TESTS_KERNELS_LOOP_TRANSPORT_H_
 
+#include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <thread>
 #include <tuple>
 #include <vector>
 
@@ -85,6 +88,11 @@ class LoopTransport : public Transport {
     return moved;
   }
 
+  bool Wait(Clock::duration most) override {
+    std::this_thread::sleep_for(std::min<Clock::duration>(most, std::chrono::microseconds(200)));
+    return false;
+  }
+  void Wake() override {}
   void Close(bool) override {}
 
  private:

@@ -19,7 +19,12 @@ SANITIZERS = {
     "address,undefined": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "thread": ["-fsanitize=thread"],
 }
-PROGRAMS = ("test_reduce", "test_failures", "test_collectives")  # MPI itself is not built for sanitizers
+PROGRAMS = (
+    "test_reduce",
+    "test_failures",
+    "test_doorbell",
+    "test_collectives",
+)  # MPI itself is not built for sanitizers
 PROGRAM_SECONDS = 300
 
 

@@ -40,7 +40,7 @@ def run(command: list[str]) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("program", ["test_reduce", "test_failures", "test_collectives"])
+@pytest.mark.parametrize("program", ["test_reduce", "test_failures", "test_doorbell", "test_collectives"])
 def test_program(programs: dict[str, Path], program: str) -> None:
     run([str(programs[program])])
 

@@ -25,6 +25,7 @@ from whale_tf.rewrite.cut import Cut, Key, StageFunction, cut
 from whale_tf.rewrite.fold_random import fold_random
 from whale_tf.rewrite.hold_assignments import hold_assignments
 from whale_tf.rewrite.program import Program
+from whale_tf.rewrite.send_first import send_first
 from whale_tf.rewrite.tell_apart import tell_apart
 
 # Two layers, each in a stage if there are two; gradient descent; the loss and the predictions come back.
@@ -169,7 +170,7 @@ def spread(
     roles = find_roles(graph, distinct[0])
     plan = make_plan(graph, roles, facts)
     variants = {size: _variant(graph, text, size, plan, request) for size in distinct}
-    program = hold_assignments(Binder(graph, roles, plan, variants, fed).bind())
+    program = hold_assignments(send_first(Binder(graph, roles, plan, variants, fed).bind()))
     verify(program.main, after="bind")
     return Spread(graph, roles, plan, variants, program)
 

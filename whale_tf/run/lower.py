@@ -231,7 +231,7 @@ class _Main:
         number = self.first_id + node.attrs["id"]
         if node.op == "Send":
             to = self.program.processes[node.attrs["to"]]
-            attrs = {"T": node.attrs["T"], "to": to, "id": number}
+            attrs = {"T": node.attrs["T"], "to": to, "id": number, "detached": True}
             self.writer.node(node, _beside(device), op="WhaleSend", attrs=attrs)
         else:
             source, kind = self.program.processes[node.attrs["source"]], node.outputs[0]
