@@ -42,9 +42,9 @@ def init(devices: int | None = None, *, cluster: Cluster | None = None, threads:
         configured otherwise).
       cluster: the devices by name, with what is known of their speed and memory, in the place of a number. Of several
         processes it names those of all.
-      threads: on how many threads one operation runs. By default on one for each core, as TensorFlow does, or on this
-        process's part of the cores where `mpiexec` has started several on this machine. Replicas on logical CPU
-        devices are faster with their part of the cores each (benchmarks/data_parallel), stages with all.
+      threads: on how many threads one operation runs. By default on each device's part of this machine's cores, where
+        there are several devices or processes here and the script has not set intra-op threads itself; else on one for
+        each core, as TensorFlow does.
     Raises:
       DeviceError: there are fewer, and they cannot be made because TensorFlow has started; MPI is needed and missing.
       RunError: another process did not come.
@@ -55,7 +55,8 @@ def init(devices: int | None = None, *, cluster: Cluster | None = None, threads:
             details=[f"devices is {devices}, and the cluster has {len(cluster)}"],
             way_out="Leave out one of the two.",
         )
-    share_cores(threads)
+    cpus = devices if cluster is None else sum(device.kind == "CPU" for device in cluster)
+    share_cores(threads, cpus if isinstance(cpus, int) else 1)
     environment = read_environment(os.environ)
     rank, size = environment.rank, environment.size
     local = find_devices(devices) if cluster is None else check_cluster(cluster, rank, size)

@@ -73,7 +73,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("contender", choices=CONTENDERS)
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--threads", type=int, default=0, help="of one operation; 0 is one for each core")
+    parser.add_argument("--threads", type=int, default=0, help="of one operation; 0 is the default")
     options = parser.parse_args()
     make_devices(options.contender, options.threads)
     size = SMALL if options.small else Size()

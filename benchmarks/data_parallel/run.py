@@ -2,7 +2,7 @@
 
 Each contender is a process of its own with all cores, since threads are set for a whole process; they take turns.
 Logical CPU devices share the cores: the one-device step is the limit. whale and MirroredStrategy are measured twice:
-with TensorFlow's own choice of threads, and with as many for an operation as there are cores for each device.
+with operations on all cores, TensorFlow's default, and with those on a device's own part of the cores, whale's.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def main() -> None:
     """Measures and prints."""
     options = arguments(__doc__ or "", rounds=15, steps=5).parse_args()
     small = ["--small"] if options.small else []
-    threads = str(max(1, len(os.sched_getaffinity(0)) // REPLICAS))
+    cores = len(os.sched_getaffinity(0))
     contenders = {
         "one device": ["one"],
-        "whale": ["whale", "--threads", threads],
-        ALL_CORES: ["whale"],
+        "whale": ["whale"],
+        ALL_CORES: ["whale", "--threads", str(cores)],
         "MirroredStrategy": ["mirrored"],
-        MIRRORED_OWN_CORES: ["mirrored", "--threads", threads],
+        MIRRORED_OWN_CORES: ["mirrored", "--threads", str(max(1, cores // REPLICAS))],
     }
     with Groups() as groups:
         for name, contender in contenders.items():

@@ -130,17 +130,14 @@ cpu = tf.config.list_physical_devices("CPU")[0]
             "len(init(2, threads=1)))",
             "2 1 2",
         ),
-        ("init(2)\ntry: init(2, threads=3)\nexcept DeviceError as error: print(error.rule)", "for an operation"),
+        (
+            "import os\ninit(2)\nthreads = tf.config.threading.get_intra_op_parallelism_threads()\n"
+            "print(threads == max(1, len(os.sched_getaffinity(0)) // 2))",
+            "True",
+        ),
+        ("init(2)\ntry: init(2, threads=99)\nexcept DeviceError as error: print(error.rule)", "for an operation"),
     ],
-    ids=[
-        "one by default",
-        "makes CPUs",
-        "for a cluster",
-        "adds to the user's",
-        "too late",
-        "threads",
-        "too late threads",
-    ],
+    ids=["one", "makes CPUs", "of a cluster", "adds to the user's", "too late", "threads", "own cores", "late threads"],
 )
 @pytest.mark.long
 def test_in_a_program_that_has_not_started(program: str, printed: str) -> None:

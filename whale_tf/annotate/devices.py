@@ -65,11 +65,14 @@ def _make_cpus(count: int) -> None:
         ) from error
 
 
-def share_cores(threads: int | None) -> None:
-    """Sets on how many threads an operation runs; without a number, on this process's part of the machine's cores.
+def share_cores(threads: int | None, devices: int) -> None:
+    """Sets on how many threads an operation runs; without a number, on each device's part of the machine's cores.
 
-    That is all of them for a process that is alone on its machine: nothing is changed then.
+    All devices of a process share one pool of threads. If every operation of every device were cut for all cores, they
+    would wait for one another's pieces: benchmarks/data_parallel and benchmarks/pipeline have the figures.
 
+    Args:
+      devices: how many logical CPU devices this process is to have.
     Raises:
       DeviceError: the number is not possible, or comes after TensorFlow has started with another.
     """
@@ -77,9 +80,10 @@ def share_cores(threads: int | None) -> None:
         raise DeviceError(
             "the number of threads must be a whole number from 1 on",
             details=[f"threads is {threads!r}"],
-            way_out="Leave it out for TensorFlow's own choice, one for each core.",
+            way_out="Leave it out for one on each of a device's cores.",
         )
-    now, here = tf.config.threading.get_intra_op_parallelism_threads(), int(os.environ.get(PROCESSES_HERE, "1"))
+    now = tf.config.threading.get_intra_op_parallelism_threads()
+    here = int(os.environ.get(PROCESSES_HERE, "1")) * devices
     if threads is None and here > 1 and now == 0:
         with contextlib.suppress(RuntimeError):  # TensorFlow has started: it stays as it is
             tf.config.threading.set_intra_op_parallelism_threads(max(1, len(os.sched_getaffinity(0)) // here))
