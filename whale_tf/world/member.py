@@ -63,7 +63,8 @@ class Member:
           RunError: a rank died, failed, ended, came too late or asked for something else. The run is over.
         """
         with self._exchanging:  # two threads of one rank would mix up their order
-            self.check()
+            if self.failure is not None:
+                raise self._again(f"rank {self.rank} waited in the exchange {name!r}")
             self._send({"kind": "exchange", "name": name, "timeout": timeout}, payload)
             with self._changed:
                 answered = self._changed.wait_for(
