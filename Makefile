@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/ready
 PYTEST := TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python -m pytest -n 2
 
-.PHONY: demo test test-long sanitize lint
+.PHONY: demo test test-long test-longest sanitize lint
 
 demo: $(READY)
 	$(VENV)/bin/python examples/train_gpt.py
@@ -13,6 +13,9 @@ test: $(READY)
 	$(PYTEST)
 
 test-long: $(READY)
+	$(PYTEST) -m "long and not longest"
+
+test-longest: $(READY)
 	$(PYTEST) -m long
 
 sanitize: $(READY)

@@ -48,7 +48,7 @@ def test_a_transformer_is_the_same_in_many_processes(runs: Runs, size: int) -> N
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("part", range(LAUNCHES))
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.longest) for part in range(1, LAUNCHES))])
 @pytest.mark.parametrize("size", [2, 4])
 def test_each_case_is_the_same_in_many_processes(runs: Runs, size: int, part: int) -> None:
     count = len(list(choices(size)))
