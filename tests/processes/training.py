@@ -27,7 +27,7 @@ from whale_tf.world import read_environment
 FAULT = sys.argv[1]
 SICK = read_environment(os.environ).rank == 1
 STEPS = 6
-STRIKES = 3  # the step
+STRIKES = 4  # the step; not one before which variables are compared
 LARGE = 8 << 20  # numbers: 32 MiB of gradient
 MICRO_BATCHES = 8
 STAGED = ("killed_between_micro_batches", "not_finite_in_a_stage", "does_not_fit")
