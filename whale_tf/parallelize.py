@@ -90,7 +90,7 @@ def compile_step(fn: Callable[..., Any], arguments: Arguments, options: Options,
     world, name = current_world(), getattr(fn, "__name__", "step")
     with _without_collection():
         try:
-            graph, parts = _compile(fn, arguments, options, told)
+            graph, parts = _compile(fn, arguments, options, told, world)
         except Exception as error:
             if world is not None:
                 tell_failure(world, name, error)
@@ -114,7 +114,9 @@ def _without_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _compile(fn: Callable[..., Any], arguments: Arguments, options: Options, told: set[str]) -> tuple[Graph, Parts]:
+def _compile(
+    fn: Callable[..., Any], arguments: Arguments, options: Options, told: set[str], world: World | None
+) -> tuple[Graph, Parts]:
     """The step's graph, and all that is needed to run it."""
     dump = Dumps(os.environ.get(DUMP_VARIABLE))
     captured = trace_at_sizes(fn, arguments, options)
@@ -153,7 +155,7 @@ def _compile(fn: Callable[..., Any], arguments: Arguments, options: Options, tol
         lambda outputs: _result(step.trace, outputs),
         lambda operation: line_of(step.trace, operation),
         captured.all,
-        current_world(),
+        world,
     )
     return step.graph, parts
 

@@ -16,7 +16,7 @@ constexpr microseconds kPoll(20);
 constexpr microseconds kYield(200);
 constexpr microseconds kShortestSleep(20);
 constexpr microseconds kLongestSleep(200);
-// While others compute: waking up then takes less than 2 % of a core, also of a wait of a few milliseconds.
+// While others compute, where nothing wakes this thread: waking up by itself then takes up to a tenth of a core.
 constexpr microseconds kShortestBusySleep(100);
 constexpr microseconds kLongestBusySleep(200);
 // Where a sleep ends when something comes: a message that is on its way needs both ends for so long.

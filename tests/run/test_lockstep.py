@@ -42,8 +42,8 @@ def on_both(worlds: list[World], act: Callable[[World], str]) -> list[str]:
 def test_another_call_ends_the_run(worlds: list[World]) -> None:
     for world in worlds:
         lockstep = of(world)
-        lockstep.report("call", "to be traced", lambda: "8 examples")
-        lockstep.report("verify" if world.rank else "call", "trace 0", lambda: "8 examples")
+        lockstep.report("call", lambda: "to be traced, 8 examples")
+        lockstep.report("verify" if world.rank else "call", lambda: "trace 0, 8 examples")
     failure = worlds[0].member.wait_for_failure(SECONDS)
     assert failure is not None
     assert str(failure) == (
@@ -58,8 +58,8 @@ def test_steps_of_one_name_are_told_apart(worlds: list[World]) -> None:
     for world in worlds:
         first, second = of(world), of(world)
         for lockstep in (first, second):
-            lockstep.report("call", "to be traced", lambda: "8 examples")
-        (second if world.rank else first).report("call", "trace 0", lambda: "8 examples")
+            lockstep.report("call", lambda: "to be traced, 8 examples")
+        (second if world.rank else first).report("call", lambda: "trace 0, 8 examples")
     failure = worlds[0].member.wait_for_failure(SECONDS)
     assert failure is not None
     assert failure.rule == "ranks differ in call 3"
@@ -118,6 +118,6 @@ def test_a_value_assigned_by_one_rank_is_told_on_both(worlds: list[World], call:
 
 def test_a_process_that_is_alone_reports_and_compares_nothing() -> None:
     lockstep = Lockstep("train", lambda: None)
-    lockstep.report("call", "trace 0", lambda: pytest.fail("nobody asks for the batch"))
+    lockstep.report("call", lambda: pytest.fail("nobody asks for the batch"))
     for _ in range(4):
         lockstep.compare({"no variable": None})

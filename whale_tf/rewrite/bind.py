@@ -300,7 +300,7 @@ class Binder:
         place = self._place(node, near)
         key = (Ref(ref.node), *place)
         if key not in self.step:
-            self.step[key] = self._make(node, *place)
+            self.step[key] = self._make(node, place[1])
         made = self.step[key]
         return Placed(made.ref._replace(index=made.ref.index + ref.index), made.device)
 
@@ -313,7 +313,7 @@ class Binder:
             return "group", layout.group_of(near)
         return "once", 0
 
-    def _make(self, node: Node, kind: str, index: int) -> Placed:
+    def _make(self, node: Node, index: int) -> Placed:
         if node.op in BOUNDARY_OPS:
             return self.inputs.taken(node, index)
         if node.name in self.roles.markers:

@@ -28,14 +28,17 @@ class Lockstep:
         self._number: int | None = None
         self._calls = 0
 
-    def report(self, what: str, trace: str, batch: Callable[[], str]) -> None:
-        """Says what this process does next: `call`, with which of the step's traces, and which batch."""
+    def report(self, what: str, details: Callable[[], str]) -> None:
+        """Says what this process does next: `call`, and in its details with which trace and which batch.
+
+        Details are asked for only where there are other processes to compare them with.
+        """
         world = self._world()
         if world is None:
             return
         if self._number is None:
             self._number = next(world.steps)
-        world.member.report_next("call", f"{what} of step '{self._name}' ({self._number}), {trace}, {batch()}")
+        world.member.report_next("call", f"{what} of step '{self._name}' ({self._number}), {details()}")
 
     def compare(self, variables: Mapping[str, Any]) -> None:
         """Compares the processes' variables, if it is time to.

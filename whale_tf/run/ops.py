@@ -25,8 +25,7 @@ A call fails, and never hangs, when a rank is missing for longer than `communica
 or fails, and when one makes another call: with DeadlineExceededError, UnavailableError, CancelledError or
 InvalidArgumentError of `tf.errors`.
 
-The kernels are for the CPU and work in host memory. On GPUs a plan becomes TensorFlow's own NCCL collectives, which is
-not part of this file.
+The kernels are for the CPU and work in host memory. With tensors of a GPU they were not tried.
 """
 
 from __future__ import annotations

@@ -161,13 +161,15 @@ class Step:
           BatchError: the arguments were fed for another step, which cuts a batch otherwise.
         """
         fed = args[0] if arguments.fed and args else None
-        traces = list(self._compiled)
-        trace = f"trace {traces.index(arguments.key)}" if arguments.key in self._compiled else "to be traced"
-        self._lockstep.report(
-            what,
-            trace,
-            lambda: f"{arguments.examples} examples with digest {fed.digest if fed else digest(arguments.tensors)}",
-        )
+
+        def details() -> str:
+            known = arguments.key in self._compiled
+            trace = f"trace {list(self._compiled).index(arguments.key)}" if known else "to be traced"
+            return (
+                f"{trace}, {arguments.examples} examples with digest {fed.digest if fed else digest(arguments.tensors)}"
+            )
+
+        self._lockstep.report(what, details)
         if arguments.key not in self._compiled:
             self._compiled[arguments.key] = self._compiler(self.python_function, arguments, self.options)
         self._last = self._compiled[arguments.key]
@@ -219,7 +221,7 @@ class Step:
                 arguments = self._arguments(args, kwargs)
                 self._last, self._batch = self._for(arguments, "timeline", args), arguments.tensors
             else:
-                self._lockstep.report("timeline", "of its last call", lambda: "the same batch")
+                self._lockstep.report("timeline", lambda: "of its last call, the same batch")
             compiled, batch = self.compiled, self._batch
             with kept(compiled.parts.variables.values()):
                 timeline = measure(compiled, batch)
