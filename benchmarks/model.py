@@ -150,6 +150,25 @@ def replicated(training: Training, replicas: int) -> whale.Step:
     return step
 
 
+def distributed(strategy: tf.distribute.Strategy, size: Size) -> StepFunction:
+    """The same step as the guide of a strategy of `tf.distribute` shows it; takes the parts of its replicas."""
+    with strategy.scope():
+        training = Training(size)
+
+    def replica_step(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        with tf.GradientTape() as tape:  # the optimizer sums the gradients over replicas
+            loss = training.loss(x, y) / strategy.num_replicas_in_sync
+        training.update(tape.gradient(loss, training.variables))
+        return loss
+
+    def step(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        losses = strategy.run(replica_step, args=(x, y))
+        return strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
+
+    compiled: StepFunction = tf.function(step)
+    return compiled
+
+
 def pipelined(training: Training, micro_batches: int, schedule: str = "1f1b") -> whale.Step:
     """The same step with each part of the model in a `stage`."""
 

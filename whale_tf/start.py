@@ -21,7 +21,7 @@ from whale_tf.errors import DeviceError
 from whale_tf.run import communicator
 from whale_tf.run.ops import broadcast
 from whale_tf.run.processes import World
-from whale_tf.world import Address, Environment, Hub, join, read_address, read_environment, read_timeout
+from whale_tf.world import Address, Environment, Hub, Member, join, read_address, read_environment, read_timeout
 
 ADDRESS_BYTES = 4096
 
@@ -91,11 +91,17 @@ def _join(environment: Environment) -> World:
         hub = Hub(environment.size) if environment.rank == 0 else None
         address = _from_first(hub.start() if hub else None)
         member = join(environment, on_abort=communicator.abort_world, address=address, hub=hub, timeout=timeout)
-    atexit.register(communicator.stop_world)  # before the member leaves: until then it is told of the others' ends
     assert member is not None  # of a world of one there is nothing to join
+    atexit.register(_stop, member)  # before the member leaves: until then it is told of the others' ends
     _joined.append(World(environment.rank, environment.size, member, timeout))
     _share_seed(_joined[0])
     return _joined[0]
+
+
+def _stop(member: Member) -> None:
+    """At exit: waits for the other ranks, but for none that still needs this one."""
+    member.finish()
+    communicator.stop_world()
 
 
 def _start_mpi(environment: Environment) -> None:

@@ -13,7 +13,7 @@ import tensorflow as tf
 import whale_tf as whale
 from benchmarks.groups import serve
 from benchmarks.measure import SMALL
-from benchmarks.model import Size, Training, replicated, tokens
+from benchmarks.model import Size, Training, distributed, replicated, tokens
 
 REPLICAS = 2
 
@@ -33,25 +33,14 @@ def whale_step(size: Size, x: tf.Tensor, y: tf.Tensor) -> Callable[[], tf.Tensor
 def mirrored_step(size: Size, x: tf.Tensor, y: tf.Tensor) -> Callable[[], tf.Tensor]:
     """MirroredStrategy as its guide shows it; cutting the batch is left out of the time."""
     strategy = tf.distribute.MirroredStrategy([f"CPU:{replica}" for replica in range(REPLICAS)])
-    with strategy.scope():
-        training = Training(size)
+    step = distributed(strategy, size)
 
     def part(tensor: tf.Tensor) -> tf.Tensor:
         parts = tf.split(tensor, REPLICAS)
         return strategy.experimental_distribute_values_from_function(lambda r: parts[r.replica_id_in_sync_group])
 
-    def replica_step(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-        with tf.GradientTape() as tape:
-            loss = training.loss(x, y) / REPLICAS  # the optimizer sums the gradients over replicas
-        training.update(tape.gradient(loss, training.variables))
-        return loss
-
-    def step(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-        losses = strategy.run(replica_step, args=(x, y))
-        return strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
-
-    compiled, parts_x, parts_y = tf.function(step), part(x), part(y)
-    return lambda: compiled(parts_x, parts_y)
+    parts_x, parts_y = part(x), part(y)
+    return lambda: step(parts_x, parts_y)
 
 
 CONTENDERS = {"one": one_device, "whale": whale_step, "mirrored": mirrored_step}

@@ -14,7 +14,7 @@ import tensorflow as tf
 import whale_tf as whale
 from benchmarks.groups import serve, tf_config, use_one_core
 from benchmarks.measure import SMALL
-from benchmarks.model import Size, Training, replicated, tokens
+from benchmarks.model import Size, Training, distributed, replicated, tokens
 
 REPLICAS = 2
 
@@ -33,22 +33,9 @@ def strategy_step(size: Size, ports: Sequence[int]) -> Step:
     """MultiWorkerMirroredStrategy as its guide shows it; this worker's part of the batch is cut beforehand."""
     index = tf_config(ports)
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
-    with strategy.scope():
-        training = Training(size)
+    step = distributed(strategy, size)
     x, y = (tf.split(tensor, REPLICAS)[index] for tensor in tokens(size))
-
-    def replica_step(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-        with tf.GradientTape() as tape:
-            loss = training.loss(x, y) / REPLICAS  # the optimizer sums the gradients over replicas
-        training.update(tape.gradient(loss, training.variables))
-        return loss
-
-    def step(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-        losses = strategy.run(replica_step, args=(x, y))
-        return strategy.reduce(tf.distribute.ReduceOp.SUM, losses, axis=None)
-
-    compiled = tf.function(step)
-    return lambda: compiled(x, y)
+    return lambda: step(x, y)
 
 
 def alone_step(size: Size) -> Step:

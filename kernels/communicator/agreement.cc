@@ -6,8 +6,7 @@
 namespace whale {
 
 Agreement::Agreement(const CollectiveCall& call, int rank, std::vector<int> peers, const std::vector<char>& data)
-    : title_(Title(call)),
-      id_(call.call.id),
+    : id_(call.call.id),
       rank_(rank),
       offer_(OfferOf(call)),
       bytes_(static_cast<int64_t>(sizeof(Offer) + data.size())),
@@ -21,7 +20,7 @@ Agreement::Agreement(const CollectiveCall& call, int rank, std::vector<int> peer
   }
 }
 
-Status Agreement::Advance(const Engine& engine, int64_t* moved) {
+Status Agreement::Advance(const Engine& engine, Operation* operation) {
   for (Peer& peer : peers_) {
     if (peer.send == nullptr) {
       peer.send = engine.transport->Send(peer.rank, TagOf(id_, kOffers), mine_.get(), bytes_);
@@ -30,10 +29,8 @@ Status Agreement::Advance(const Engine& engine, int64_t* moved) {
     }
     if (peer.agreed || !peer.receive->done) continue;
     const Transfer& receive = *peer.receive;
-    if (!receive.status.ok()) {
-      return Status(receive.status.code(),
-                    title_ + " with rank " + std::to_string(peer.rank) + ": " + receive.status.message());
-    }
+    Status status = operation->Taken(receive, peer.rank, -1);
+    if (!status.ok()) return status;
     std::string difference;
     if (receive.bytes >= static_cast<int64_t>(sizeof(Offer))) {
       Offer offer;
@@ -45,13 +42,12 @@ Status Agreement::Advance(const Engine& engine, int64_t* moved) {
                    std::to_string(bytes_) + " are expected";
     }
     if (!difference.empty()) {
-      return Status(Code::kInvalidArgument, title_ + ": the calls of rank " + std::to_string(rank_) + " and rank " +
-                                                std::to_string(peer.rank) + " do not fit together: " + difference +
-                                                ".");
+      return Status(Code::kInvalidArgument, operation->title() + ": the calls of rank " + std::to_string(rank_) +
+                                                " and rank " + std::to_string(peer.rank) +
+                                                " do not fit together: " + difference + ".");
     }
     peer.agreed = true;
     ++agreed_;
-    ++*moved;
   }
   return Status();
 }

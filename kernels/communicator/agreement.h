@@ -21,8 +21,8 @@ class Agreement {
   // `data`, at most kMostData bytes, goes to every peer.
   Agreement(const CollectiveCall& call, int rank, std::vector<int> peers, const std::vector<char>& data = {});
 
-  // Ok while nothing speaks against it. `*moved` counts what has come.
-  Status Advance(const Engine& engine, int64_t* moved);
+  // Ok while nothing speaks against it. `operation`: whose it is.
+  Status Advance(const Engine& engine, Operation* operation);
   // All peers have said that they bring the same.
   bool reached() const { return agreed_ == static_cast<int>(peers_.size()); }
   // No message of its own is under way any more.
@@ -42,7 +42,6 @@ class Agreement {
     bool agreed = false;
   };
 
-  const std::string title_;
   const int64_t id_;
   const int rank_;
   const Offer offer_;

@@ -62,28 +62,23 @@ class Broadcast : public Operation {
     }
     const std::vector<Segment> segments = CutIntoSegments(spans, element_bytes_, SegmentBytes(total, 2));
     const int tag = TagOf(call_.call.id, kParts);
-    if (!is_root) incoming_.emplace(tree_.parent, tag, segments);
-    for (const int child : tree_.children) outgoing_.emplace_back(child, tag, segments);
+    if (!is_root) incoming_.emplace(Direction::kFrom, tree_.parent, tag, segments);
+    for (const int child : tree_.children) outgoing_.emplace_back(Direction::kTo, child, tag, segments);
   }
 
   std::string title() const override { return Title(call_); }
 
   Status Advance(const Engine& engine, bool* over) override {
     if (!begun_) Begin();
-    int64_t moved = 0;
-    Status status = agreement_.Advance(engine, &moved);
-    while (moved-- > 0 && status.ok()) status = Taken(Transfer(), -1, -1);
+    Status status = agreement_.Advance(engine, this);
     if (!status.ok() || !agreement_.reached()) return status;
-    const Take take = [this](const Transfer& transfer, int rank, int64_t bytes) {
-      return Taken(transfer, rank, bytes);
-    };
     *over = agreement_.sent();
     if (incoming_) {
-      status = incoming_->Advance(engine, take);
+      status = incoming_->Advance(engine, this);
       *over = *over && incoming_->over();
     }
-    for (Outgoing& stream : outgoing_) {
-      if (status.ok()) status = stream.Advance(engine, take, incoming_ ? incoming_->taken() : SIZE_MAX);
+    for (Stream& stream : outgoing_) {
+      if (status.ok()) status = stream.Advance(engine, this, incoming_ ? incoming_->ended() : SIZE_MAX);
       *over = *over && stream.over();
     }
     *over = *over && status.ok();
@@ -94,7 +89,7 @@ class Broadcast : public Operation {
     if (!agreement_.reached()) return agreement_.missing();
     if (incoming_ && !incoming_->over()) return {incoming_->rank()};
     std::vector<int> ranks;
-    for (const Outgoing& stream : outgoing_) {
+    for (const Stream& stream : outgoing_) {
       if (!stream.over()) ranks.push_back(stream.rank());
     }
     return ranks;
@@ -114,8 +109,8 @@ class Broadcast : public Operation {
   const int64_t element_bytes_;
   Agreement agreement_;
   bool begun_ = false;
-  std::optional<Incoming> incoming_;
-  std::deque<Outgoing> outgoing_;
+  std::optional<Stream> incoming_;
+  std::deque<Stream> outgoing_;
 };
 
 }  // namespace

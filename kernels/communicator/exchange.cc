@@ -24,19 +24,14 @@ class Exchange : public Operation {
 
   Status Advance(const Engine& engine, bool* over) override {
     if (!begun_) Begin();
-    int64_t moved = 0;
-    Status status = agreement_.Advance(engine, &moved);
-    while (moved-- > 0 && status.ok()) status = Taken(Transfer(), -1, -1);
-    const Take take = [this](const Transfer& transfer, int rank, int64_t bytes) {
-      return Taken(transfer, rank, bytes);
-    };
+    Status status = agreement_.Advance(engine, this);
     *over = agreement_.reached() && agreement_.sent();
-    for (Outgoing& stream : outgoing_) {
-      if (status.ok()) status = stream.Advance(engine, take);
+    for (Stream& stream : outgoing_) {
+      if (status.ok()) status = stream.Advance(engine, this);
       *over = *over && stream.over();
     }
-    for (Incoming& stream : incoming_) {
-      if (status.ok() && agreement_.reached()) status = stream.Advance(engine, take);
+    for (Stream& stream : incoming_) {
+      if (status.ok() && agreement_.reached()) status = stream.Advance(engine, this);
       *over = *over && stream.over();
     }
     *over = *over && status.ok();
@@ -73,8 +68,9 @@ class Exchange : public Operation {
       }
       const int peer = call_.call.ranks[place];
       const int tag = TagOf(call_.call.id, kParts);
-      outgoing_.emplace_back(peer, tag, CutIntoSegments(spans, element_bytes_, Blocks::kBytes));
-      incoming_.emplace_back(peer, tag, CutIntoSegments(spans, element_bytes_, Blocks::kBytes));
+      const std::vector<Segment> segments = CutIntoSegments(spans, element_bytes_, Blocks::kBytes);
+      outgoing_.emplace_back(Direction::kTo, peer, tag, segments);
+      incoming_.emplace_back(Direction::kFrom, peer, tag, segments);
     }
   }
 
@@ -96,8 +92,8 @@ class Exchange : public Operation {
   Agreement agreement_;
   bool begun_ = false;
   std::vector<std::unique_ptr<char[]>> kept_;
-  std::deque<Outgoing> outgoing_;
-  std::deque<Incoming> incoming_;
+  std::deque<Stream> outgoing_;
+  std::deque<Stream> incoming_;
 };
 
 }  // namespace

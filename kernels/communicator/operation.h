@@ -40,8 +40,6 @@ class Operation {
   virtual std::vector<int> WaitsFor() const = 0;
   // Grows whenever a transfer has come to its end: tells slow from stuck.
   int64_t moves() const { return moves_; }
-
- protected:
   // Counts a move, and turns a failed or too short transfer with `rank` into a status; `bytes` < 0: of any length.
   Status Taken(const Transfer& transfer, int rank, int64_t bytes);
 

@@ -15,6 +15,7 @@
 #include "kernels/communicator/operation.h"
 #include "kernels/communicator/segments.h"
 #include "kernels/communicator/small_reduction.h"
+#include "kernels/communicator/streams.h"
 
 namespace whale {
 namespace {
@@ -29,24 +30,25 @@ class OwnedReduction : public Operation {
         place_(PlaceOf(rank, call_.call.ranks)),
         gathers_(call_.collective == Collective::kAllReduce),
         element_bytes_(static_cast<int64_t>(SizeOf(call_.arithmetic.type))),
-        agreement_(call_, rank, OthersOf(call_, rank)),
-        owned_(call_.call.ranks.size()),
-        contributions_(call_.call.ranks.size()) {
-    if (gathers_) {
-      CutAmongOwners();
-    } else {
-      CutByParts();
+        agreement_(call_, rank, OthersOf(call_, rank)) {
+    for (std::vector<Segment>& segments : gathers_ ? CutAmongOwners() : CutByParts()) {
+      const int owner = RankAt(parts_.size());
+      if (owner == rank) owned_.swap(segments);
+      parts_.emplace_back(Direction::kTo, owner, TagOf(call_.call.id, kParts), segments, kWindow);
+      if (!gathers_) segments.clear();
+      results_.emplace_back(Direction::kFrom, owner, TagOf(call_.call.id, kResults), std::move(segments), kWindow);
     }
   }
 
   std::string title() const override { return Title(call_); }
 
   Status Advance(const Engine& engine, bool* over) override {
-    int64_t moved = 0;
-    Status status = agreement_.Advance(engine, &moved);
-    while (moved-- > 0 && status.ok()) status = Taken(Transfer(), -1, -1);
-    for (size_t place = 0; place < owned_.size() && status.ok(); ++place) {
-      if (static_cast<int>(place) != place_) status = Contribute(engine, place);
+    Status status = agreement_.Advance(engine, this);
+    for (size_t place = 0; place < parts_.size() && status.ok(); ++place) {
+      status = parts_[place].Advance(engine, this);
+      // Only once the part is gone: where the list is reduced in place, the result comes to where the part was.
+      const size_t ready = agreement_.reached() ? parts_[place].ended() : 0;
+      if (status.ok()) status = results_[place].Advance(engine, this, ready);
     }
     if (status.ok()) status = Own(engine);
     *over = status.ok() && Over();
@@ -56,9 +58,9 @@ class OwnedReduction : public Operation {
   std::vector<int> WaitsFor() const override {
     if (!agreement_.reached()) return agreement_.missing();
     std::vector<int> ranks;
-    for (size_t place = 0; place < owned_.size(); ++place) {
+    for (size_t place = 0; place < parts_.size(); ++place) {
       if (static_cast<int>(place) == place_) continue;
-      if (!ContributionOver(place) || LacksPartOf(place)) ranks.push_back(RankAt(place));
+      if (!OwnerIsDone(place) || LacksPartOf(place)) ranks.push_back(RankAt(place));
     }
     return ranks;
   }
@@ -67,15 +69,6 @@ class OwnedReduction : public Operation {
   struct Message {
     std::shared_ptr<Transfer> transfer;
     Blocks::Block block;
-  };
-  // This rank's dealings with the owner of other segments: counts of that owner's segments, from the first on.
-  struct Contribution {
-    size_t begun = 0;  // part sent
-    size_t sent = 0;   // ... and gone
-    size_t asked = 0;  // result awaited
-    size_t taken = 0;  // ... and here
-    std::deque<Message> parts;
-    std::deque<Message> results;
   };
   // A segment that this rank owns, under way.
   struct Slot {
@@ -88,7 +81,8 @@ class OwnedReduction : public Operation {
 
   int RankAt(size_t place) const { return call_.call.ranks[place]; }
 
-  void CutAmongOwners() {
+  // The segments of the list, by the place of their owner.
+  std::vector<std::vector<Segment>> CutAmongOwners() const {
     std::vector<Span> spans;
     int64_t total = 0;
     for (const Piece& piece : call_.pieces) {
@@ -96,69 +90,32 @@ class OwnedReduction : public Operation {
       spans.push_back({static_cast<const char*>(piece.in), static_cast<char*>(piece.out), bytes});
       total += bytes;
     }
-    std::vector<int64_t> load(owned_.size());
-    const int64_t segment_bytes = SegmentBytes(total, static_cast<int64_t>(owned_.size()));
+    std::vector<std::vector<Segment>> cut(call_.call.ranks.size());
+    std::vector<int64_t> load(cut.size());
+    const int64_t segment_bytes = SegmentBytes(total, static_cast<int64_t>(cut.size()));
     for (Segment& segment : CutIntoSegments(spans, element_bytes_, segment_bytes)) {
       size_t owner = 0;
       for (size_t place = 1; place < load.size(); ++place) {
         if (load[place] < load[owner]) owner = place;
       }
       load[owner] += segment.bytes;
-      owned_[owner].push_back(std::move(segment));
+      cut[owner].push_back(std::move(segment));
     }
+    return cut;
   }
 
-  void CutByParts() {
-    for (size_t place = 0; place < owned_.size(); ++place) {
+  std::vector<std::vector<Segment>> CutByParts() const {
+    std::vector<std::vector<Segment>> cut;
+    for (size_t place = 0; place < call_.call.ranks.size(); ++place) {
       std::vector<Span> spans;
       for (const Piece& piece : call_.pieces) {
         const int64_t bytes = piece.count * element_bytes_;
         spans.push_back({static_cast<const char*>(piece.in) + static_cast<int64_t>(place) * bytes,
                          static_cast<char*>(piece.out), bytes});
       }
-      owned_[place] = CutIntoSegments(spans, element_bytes_, Blocks::kBytes / 2);
+      cut.push_back(CutIntoSegments(spans, element_bytes_, Blocks::kBytes / 2));
     }
-  }
-
-  // Sends parts to the owner at `place`, and takes its results.
-  Status Contribute(const Engine& engine, size_t place) {
-    Contribution& mine = contributions_[place];
-    const std::vector<Segment>& segments = owned_[place];
-    while (!mine.parts.empty() && mine.parts.front().transfer->done) {
-      Status status = Taken(*mine.parts.front().transfer, RankAt(place), -1);
-      if (!status.ok()) return status;
-      mine.parts.pop_front();
-      ++mine.sent;
-    }
-    while (mine.begun < segments.size() && mine.begun - mine.sent < kWindow) {
-      const Segment& segment = segments[mine.begun++];
-      Message part{nullptr, engine.blocks->None()};
-      const char* data = PackedInput(segment, engine.blocks, &part.block);
-      part.transfer = engine.transport->Send(RankAt(place), TagOf(call_.call.id, kParts), data, segment.bytes);
-      mine.parts.push_back(std::move(part));
-    }
-    return gathers_ ? TakeResults(engine, place) : Status();
-  }
-
-  Status TakeResults(const Engine& engine, size_t place) {
-    Contribution& mine = contributions_[place];
-    const std::vector<Segment>& segments = owned_[place];
-    while (!mine.results.empty() && mine.results.front().transfer->done) {
-      const Segment& segment = segments[mine.taken++];
-      Status status = Taken(*mine.results.front().transfer, RankAt(place), segment.bytes);
-      if (!status.ok()) return status;
-      Unpack(segment, mine.results.front().block);
-      mine.results.pop_front();
-    }
-    // Only once the part is gone: where the list is reduced in place, the result comes to where the part was.
-    while (agreement_.reached() && mine.asked < mine.sent && mine.asked - mine.taken < kWindow) {
-      const Segment& segment = segments[mine.asked++];
-      Message result{nullptr, engine.blocks->None()};
-      char* data = PlaceForOutput(segment, engine.blocks, &result.block);
-      result.transfer = engine.transport->Receive(RankAt(place), TagOf(call_.call.id, kResults), data, segment.bytes);
-      mine.results.push_back(std::move(result));
-    }
-    return Status();
+    return cut;
   }
 
   // Takes the others' parts of what this rank owns, reduces, and sends the results.
@@ -171,7 +128,7 @@ class OwnedReduction : public Operation {
       }
       slots_.pop_front();
     }
-    while (agreement_.reached() && opened_ < owned_[place_].size() && slots_.size() < kWindow) Open(engine);
+    while (agreement_.reached() && opened_ < owned_.size() && slots_.size() < kWindow) Open(engine);
     for (Slot& slot : slots_) {
       if (slot.reduced) continue;
       for (const Message& part : slot.received) {
@@ -185,8 +142,8 @@ class OwnedReduction : public Operation {
 
   void Open(const Engine& engine) {
     Slot slot{opened_++, {nullptr, engine.blocks->None()}, {}, {}, false};
-    const Segment& segment = owned_[place_][slot.segment];
-    for (size_t place = 0; place < owned_.size(); ++place) {
+    const Segment& segment = owned_[slot.segment];
+    for (size_t place = 0; place < parts_.size(); ++place) {
       Message part{nullptr, engine.blocks->None()};
       if (static_cast<int>(place) != place_) {
         part.block = engine.blocks->Take();
@@ -199,9 +156,9 @@ class OwnedReduction : public Operation {
   }
 
   Status ReduceSlot(const Engine& engine, Slot* slot) {
-    const Segment& segment = owned_[place_][slot->segment];
+    const Segment& segment = owned_[slot->segment];
     std::vector<const void*> inputs;
-    for (size_t place = 0; place < owned_.size(); ++place) {
+    for (size_t place = 0; place < parts_.size(); ++place) {
       const Message& part = slot->received[place];
       if (part.transfer == nullptr) {
         inputs.push_back(PackedInput(segment, engine.blocks, &slot->own.block));
@@ -216,7 +173,7 @@ class OwnedReduction : public Operation {
     Reduce(call_.arithmetic, inputs, segment.bytes / element_bytes_, result);
     slot->received.clear();
     slot->reduced = true;
-    for (size_t place = 0; gathers_ && place < owned_.size(); ++place) {
+    for (size_t place = 0; gathers_ && place < parts_.size(); ++place) {
       slot->sends.push_back(static_cast<int>(place) == place_
                                 ? nullptr
                                 : engine.transport->Send(RankAt(place), TagOf(call_.call.id, kResults), result,
@@ -233,10 +190,7 @@ class OwnedReduction : public Operation {
     return true;
   }
 
-  bool ContributionOver(size_t place) const {
-    const Contribution& mine = contributions_[place];
-    return mine.sent == owned_[place].size() && (!gathers_ || mine.taken == owned_[place].size());
-  }
+  bool OwnerIsDone(size_t place) const { return parts_[place].over() && results_[place].over(); }
 
   bool LacksPartOf(size_t place) const {
     for (const Slot& slot : slots_) {
@@ -247,10 +201,10 @@ class OwnedReduction : public Operation {
   }
 
   bool Over() const {
-    for (size_t place = 0; place < owned_.size(); ++place) {
-      if (static_cast<int>(place) != place_ && !ContributionOver(place)) return false;
+    for (size_t place = 0; place < parts_.size(); ++place) {
+      if (!OwnerIsDone(place)) return false;
     }
-    return agreement_.reached() && agreement_.sent() && opened_ == owned_[place_].size() && slots_.empty();
+    return agreement_.reached() && agreement_.sent() && opened_ == owned_.size() && slots_.empty();
   }
 
   const CollectiveCall call_;
@@ -258,8 +212,9 @@ class OwnedReduction : public Operation {
   const bool gathers_;
   const int64_t element_bytes_;
   Agreement agreement_;
-  std::vector<std::vector<Segment>> owned_;  // by the owner's place
-  std::vector<Contribution> contributions_;  // by the owner's place
+  std::deque<Stream> parts_;    // to the owner at each place; none to this rank itself
+  std::deque<Stream> results_;  // from the owner at each place; all-reduce only
+  std::vector<Segment> owned_;  // by this rank
   std::deque<Slot> slots_;
   size_t opened_ = 0;
 };

@@ -22,9 +22,7 @@ class SmallReduction : public Operation {
   std::string title() const override { return Title(call_); }
 
   Status Advance(const Engine& engine, bool* over) override {
-    int64_t moved = 0;
-    Status status = agreement_.Advance(engine, &moved);
-    while (moved-- > 0 && status.ok()) status = Taken(Transfer(), -1, -1);
+    Status status = agreement_.Advance(engine, this);
     if (status.ok() && agreement_.reached() && !reduced_) ReduceAll();
     *over = status.ok() && reduced_ && agreement_.sent();
     return status;

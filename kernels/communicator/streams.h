@@ -3,8 +3,9 @@
 #ifndef WHALE_KERNELS_COMMUNICATOR_STREAMS_H_
 #define WHALE_KERNELS_COMMUNICATOR_STREAMS_H_
 
+#include <algorithm>
+#include <cstdint>
 #include <deque>
-#include <functional>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -14,80 +15,59 @@
 
 namespace whale {
 
-// Says whether a transfer went well, and counts it: Operation::Taken.
-using Take = std::function<Status(const Transfer&, int rank, int64_t bytes)>;
+enum class Direction { kTo, kFrom };
 
-class Outgoing {
+class Stream {
  public:
-  Outgoing(int rank, int tag, std::vector<Segment> segments)
-      : rank_(rank), tag_(tag), segments_(std::move(segments)) {}
+  // `window`: how many segments may be under way.
+  Stream(Direction direction, int rank, int tag, std::vector<Segment> segments, size_t window = 4)
+      : sends_(direction == Direction::kTo), rank_(rank), tag_(tag), segments_(std::move(segments)), window_(window) {}
 
   int rank() const { return rank_; }
-  bool over() const { return sent_ == segments_.size(); }
+  // How many segments are gone, or here, from the first on.
+  size_t ended() const { return ended_; }
+  bool over() const { return ended_ == segments_.size(); }
 
-  // Sends on; only the first `ready` segments.
-  Status Advance(const Engine& engine, const Take& take, size_t ready = SIZE_MAX) {
-    while (!under_way_.empty() && under_way_.front().first->done) {
-      Status status = take(*under_way_.front().first, rank_, -1);
+  // Ends what is done and begins what fits into the window; only the first `ready` segments.
+  Status Advance(const Engine& engine, Operation* operation, size_t ready = SIZE_MAX) {
+    for (; !under_way_.empty() && under_way_.front().transfer->done; ++ended_) {
+      const Segment& segment = segments_[ended_];
+      Status status = operation->Taken(*under_way_.front().transfer, rank_, sends_ ? -1 : segment.bytes);
       if (!status.ok()) return status;
+      if (!sends_) Unpack(segment, under_way_.front().block);
       under_way_.pop_front();
-      ++sent_;
     }
-    while (begun_ < segments_.size() && begun_ < ready && begun_ - sent_ < kWindow) {
-      const Segment& segment = segments_[begun_++];
-      Blocks::Block block = engine.blocks->None();
-      const char* data = PackedInput(segment, engine.blocks, &block);
-      under_way_.emplace_back(engine.transport->Send(rank_, tag_, data, segment.bytes), std::move(block));
-    }
+    const size_t stop = std::min(ready, segments_.size());
+    for (; begun_ < stop && begun_ - ended_ < window_; ++begun_) under_way_.push_back(Begin(engine, segments_[begun_]));
     return Status();
   }
 
  private:
-  static constexpr size_t kWindow = 4;
+  struct Message {
+    std::shared_ptr<Transfer> transfer;
+    Blocks::Block block;  // where a packed segment lies meanwhile
+  };
+
+  Message Begin(const Engine& engine, const Segment& segment) const {
+    Message message{nullptr, engine.blocks->None()};
+    if (sends_) {
+      const char* data = PackedInput(segment, engine.blocks, &message.block);
+      message.transfer = engine.transport->Send(rank_, tag_, data, segment.bytes);
+    } else {
+      char* data = PlaceForOutput(segment, engine.blocks, &message.block);
+      message.transfer = engine.transport->Receive(rank_, tag_, data, segment.bytes);
+    }
+    return message;
+  }
+
+  const bool sends_;
   const int rank_;
   const int tag_;
   const std::vector<Segment> segments_;
+  const size_t window_;
   size_t begun_ = 0;
-  size_t sent_ = 0;
-  std::deque<std::pair<std::shared_ptr<Transfer>, Blocks::Block>> under_way_;
-};
-
-class Incoming {
- public:
-  Incoming(int rank, int tag, std::vector<Segment> segments)
-      : rank_(rank), tag_(tag), segments_(std::move(segments)) {}
-
-  int rank() const { return rank_; }
-  // How many segments are here, from the first on.
-  size_t taken() const { return taken_; }
-  bool over() const { return taken_ == segments_.size(); }
-
-  Status Advance(const Engine& engine, const Take& take) {
-    while (!under_way_.empty() && under_way_.front().first->done) {
-      const Segment& segment = segments_[taken_];
-      Status status = take(*under_way_.front().first, rank_, segment.bytes);
-      if (!status.ok()) return status;
-      Unpack(segment, under_way_.front().second);
-      under_way_.pop_front();
-      ++taken_;
-    }
-    while (asked_ < segments_.size() && asked_ - taken_ < kWindow) {
-      const Segment& segment = segments_[asked_++];
-      Blocks::Block block = engine.blocks->None();
-      char* data = PlaceForOutput(segment, engine.blocks, &block);
-      under_way_.emplace_back(engine.transport->Receive(rank_, tag_, data, segment.bytes), std::move(block));
-    }
-    return Status();
-  }
-
- private:
-  static constexpr size_t kWindow = 4;
-  const int rank_;
-  const int tag_;
-  const std::vector<Segment> segments_;
-  size_t asked_ = 0;
-  size_t taken_ = 0;
-  std::deque<std::pair<std::shared_ptr<Transfer>, Blocks::Block>> under_way_;
+  size_t ended_ = 0;
+  std::deque<Message> under_way_;
 };
 
 }  // namespace whale

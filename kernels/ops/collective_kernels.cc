@@ -60,10 +60,11 @@ class CollectiveKernel : public CallKernel {
   }
 };
 
-// What all-reduce and reduce-scatter share: a reduction and a scale.
-class ReducingKernel : public CollectiveKernel {
+// All-reduce, and reduce-scatter, which gives each rank its part of that.
+template <bool kScatters>
+class ReductionKernel final : public CollectiveKernel {
  public:
-  explicit ReducingKernel(OpKernelConstruction* context) : CollectiveKernel(context) {
+  explicit ReductionKernel(OpKernelConstruction* context) : CollectiveKernel(context) {
     std::string reduction;
     float scale = 1;
     OP_REQUIRES_OK(context, context->GetAttr("reduction", &reduction));
@@ -79,41 +80,24 @@ class ReducingKernel : public CollectiveKernel {
   }
 
  protected:
-  Arithmetic arithmetic_;
-};
-
-class AllReduceKernel final : public ReducingKernel {
- public:
-  using ReducingKernel::ReducingKernel;
-
- protected:
   absl::Status Start(OpKernelContext* context, Communicator* communicator, const Call& call, Done done) override {
     std::vector<Piece> pieces;
-    auto same = [](int, TensorShape*) { return absl::OkStatus(); };
-    TF_RETURN_IF_ERROR(MakePieces(context, Memory::kMayBeTheInputs, same, &pieces));
-    communicator->AllReduce(call, arithmetic_.type, arithmetic_.reduction, arithmetic_.scale, std::move(pieces),
-                            std::move(done));
-    return absl::OkStatus();
-  }
-};
-
-class ReduceScatterKernel final : public ReducingKernel {
- public:
-  using ReducingKernel::ReducingKernel;
-
- protected:
-  absl::Status Start(OpKernelContext* context, Communicator* communicator, const Call& call, Done done) override {
-    std::vector<Piece> pieces;
-    auto part = [&](int i, TensorShape* shape) {
+    auto shape_of = [&](int i, TensorShape* shape) {
+      if (!kScatters) return absl::OkStatus();
       TF_RETURN_IF_ERROR(CheckRows(context, i, call, communicator->rank()));
       shape->set_dim(0, shape->dim_size(0) / static_cast<int64_t>(call.ranks.size()));
       return absl::OkStatus();
     };
-    TF_RETURN_IF_ERROR(MakePieces(context, Memory::kItsOwn, part, &pieces));
-    communicator->ReduceScatter(call, arithmetic_.type, arithmetic_.reduction, arithmetic_.scale, std::move(pieces),
-                                std::move(done));
+    const Memory memory = kScatters ? Memory::kItsOwn : Memory::kMayBeTheInputs;
+    TF_RETURN_IF_ERROR(MakePieces(context, memory, shape_of, &pieces));
+    constexpr auto kReduce = kScatters ? &Communicator::ReduceScatter : &Communicator::AllReduce;
+    (communicator->*kReduce)(call, arithmetic_.type, arithmetic_.reduction, arithmetic_.scale, std::move(pieces),
+                             std::move(done));
     return absl::OkStatus();
   }
+
+ private:
+  Arithmetic arithmetic_;
 };
 
 class AllGatherKernel final : public CollectiveKernel {
@@ -176,8 +160,8 @@ class BroadcastKernel final : public CollectiveKernel {
   int root_ = 0;
 };
 
-REGISTER_KERNEL_BUILDER(Name("WhaleAllReduce").Device(tensorflow::DEVICE_CPU), AllReduceKernel);
-REGISTER_KERNEL_BUILDER(Name("WhaleReduceScatter").Device(tensorflow::DEVICE_CPU), ReduceScatterKernel);
+REGISTER_KERNEL_BUILDER(Name("WhaleAllReduce").Device(tensorflow::DEVICE_CPU), ReductionKernel<false>);
+REGISTER_KERNEL_BUILDER(Name("WhaleReduceScatter").Device(tensorflow::DEVICE_CPU), ReductionKernel<true>);
 REGISTER_KERNEL_BUILDER(Name("WhaleAllGather").Device(tensorflow::DEVICE_CPU), AllGatherKernel);
 REGISTER_KERNEL_BUILDER(Name("WhaleAllToAll").Device(tensorflow::DEVICE_CPU), AllToAllKernel);
 REGISTER_KERNEL_BUILDER(Name("WhaleBroadcast").Device(tensorflow::DEVICE_CPU), BroadcastKernel);

@@ -3,8 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "tensorflow/core/framework/common_shape_fns.h"
-#include "tensorflow/core/framework/op.h"
+#include "kernels/ops/registration.h"
 #include "tensorflow/core/framework/shape_inference.h"
 
 namespace whale {
@@ -83,19 +82,7 @@ absl::Status ExchangedShapes(InferenceContext* context) {
 
 }  // namespace
 
-// Attributes of every call. `world`: "processes", or the name of a world in this process's memory. `rank`, `ranks`: who
-// calls and who takes part, in the order of the result; for processes they may be left out. `id`: tells calls apart.
-#define WHALE_CALL(name)            \
-  REGISTER_OP(name)                 \
-      .Attr("id: int >= 0")         \
-      .Attr("ranks: list(int) = []") \
-      .Attr("rank: int = -1")       \
-      .Attr("world: string = 'processes'")
-
 #define WHALE_NUMBERS "T: {half, bfloat16, float, double, int32, int64, bool}"
-#define WHALE_PLAIN                                                                                            \
-  "T: {half, bfloat16, float, double, int8, int16, int32, int64, uint8, uint16, uint32, uint64, bool, "        \
-  "complex64, complex128}"
 #define WHALE_REDUCTION "reduction: {'sum', 'mean', 'max', 'min', 'product'} = 'sum'"
 
 WHALE_CALL("WhaleAllReduce")
@@ -105,7 +92,6 @@ WHALE_CALL("WhaleAllReduce")
     .Attr(WHALE_NUMBERS)
     .Attr(WHALE_REDUCTION)
     .Attr("scale: float = 1.0")
-    .SetIsStateful()
     .SetShapeFn(SameShapes)
     .Doc("reduced[i] = scale * the reduction over all ranks of values[i], in the order of the ranks: the same bits on "
          "every rank. Values are overwritten where nobody else needs them.");
@@ -117,7 +103,6 @@ WHALE_CALL("WhaleReduceScatter")
     .Attr(WHALE_NUMBERS)
     .Attr(WHALE_REDUCTION)
     .Attr("scale: float = 1.0")
-    .SetIsStateful()
     .SetShapeFn(ScatteredShapes)
     .Doc("The rank at place k of `ranks` gets the k-th part along dimension 0 of what WhaleAllReduce gives. "
          "values[i]: [ranks * n, ...], parts[i]: [n, ...].");
@@ -126,8 +111,7 @@ WHALE_CALL("WhaleAllGather")
     .Input("values: N * T")
     .Output("gathered: N * T")
     .Attr("N: int >= 1")
-    .Attr(WHALE_PLAIN)
-    .SetIsStateful()
+    .Attr("T: " WHALE_PLAIN)
     .SetShapeFn(GatheredShapes)
     .Doc("All ranks' values one after another along dimension 0. values[i]: [n, ...], the same on every rank; "
          "gathered[i]: [ranks * n, ...].");
@@ -136,8 +120,7 @@ WHALE_CALL("WhaleAllToAll")
     .Input("values: N * T")
     .Output("exchanged: N * T")
     .Attr("N: int >= 1")
-    .Attr(WHALE_PLAIN)
-    .SetIsStateful()
+    .Attr("T: " WHALE_PLAIN)
     .SetShapeFn(ExchangedShapes)
     .Doc("Part k along dimension 0 goes to the rank at place k of `ranks`; what comes from it is part k of the result. "
          "values[i], exchanged[i]: [ranks * n, ...].");
@@ -146,9 +129,8 @@ WHALE_CALL("WhaleBroadcast")
     .Input("values: N * T")
     .Output("received: N * T")
     .Attr("N: int >= 1")
-    .Attr(WHALE_PLAIN)
+    .Attr("T: " WHALE_PLAIN)
     .Attr("root: int >= 0")
-    .SetIsStateful()
     .SetShapeFn(SameShapes)
     .Doc("received[i] is values[i] of the rank at place `root` of `ranks`; the other ranks' values give type and shape.");
 

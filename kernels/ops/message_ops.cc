@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "kernels/ops/call.h"
+#include "kernels/ops/registration.h"
 #include "kernels/ops/strings.h"
 #include "tensorflow/core/framework/common_shape_fns.h"
-#include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/partial_tensor_shape.h"
 #include "tensorflow/core/framework/shape_inference.h"
 #include "tensorflow/core/platform/tstring.h"
@@ -24,44 +24,25 @@ using tensorflow::Tensor;
 using tensorflow::TensorShape;
 using tensorflow::shape_inference::InferenceContext;
 
-#define WHALE_MESSAGES                                                                                 \
-  "{half, bfloat16, float, double, int8, int16, int32, int64, uint8, uint16, uint32, uint64, bool, " \
-  "complex64, complex128, string}"
-
-REGISTER_OP("WhaleSend")
+WHALE_CALL("WhaleSend")
     .Input("value: T")
-    .Attr("T: " WHALE_MESSAGES)
+    .Attr("T: " WHALE_PLAIN_OR_STRING)
     .Attr("to: int >= 0")
     .Attr("detached: bool = false")
-    .Attr("id: int >= 0")
-    .Attr("ranks: list(int) = []")
-    .Attr("rank: int = -1")
-    .Attr("world: string = 'processes'")
-    .SetIsStateful()
     .SetShapeFn(tensorflow::shape_inference::NoOutputs)
-    .Doc("If `detached`, it is over once the value is handed over, which is kept until it was sent. Sends a tensor to the rank numbered `to`. Ends when `value` is no longer needed, which may be only when it is "
-         "received.");
+    .Doc("Sends a tensor to the rank numbered `to`. Ends when `value` is no longer needed, which may be only when it is "
+         "received; if `detached`, once it is handed over, and it is kept until it was sent.");
 
-REGISTER_OP("WhaleReceive")
+WHALE_CALL("WhaleReceive")
     .Output("value: dtype")
-    .Attr("dtype: " WHALE_MESSAGES)
+    .Attr("dtype: " WHALE_PLAIN_OR_STRING)
     .Attr("shape: shape = { unknown_rank: true }")
     .Attr("source: int >= 0")  // not `from`, which Python keeps for itself
-    .Attr("id: int >= 0")
-    .Attr("ranks: list(int) = []")
-    .Attr("rank: int = -1")
-    .Attr("world: string = 'processes'")
-    .SetIsStateful()
     .SetShapeFn(tensorflow::shape_inference::ExplicitShape)
     .Doc("The tensor that the rank numbered `source` sends under the same id. Its type must be `dtype`, and its shape must "
          "agree with `shape`, of which any part may be unknown.");
 
-REGISTER_OP("WhaleBarrier")
-    .Attr("id: int >= 0")
-    .Attr("ranks: list(int) = []")
-    .Attr("rank: int = -1")
-    .Attr("world: string = 'processes'")
-    .SetIsStateful()
+WHALE_CALL("WhaleBarrier")
     .SetShapeFn(tensorflow::shape_inference::NoOutputs)
     .Doc("Ends when all ranks have come to it.");
 

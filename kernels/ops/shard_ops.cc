@@ -8,7 +8,7 @@
 #include <string>
 
 #include "kernels/ops/call.h"
-#include "tensorflow/core/framework/op.h"
+#include "kernels/ops/registration.h"
 #include "tensorflow/core/framework/resource_mgr.h"
 #include "tensorflow/core/framework/resource_var.h"
 #include "tensorflow/core/framework/shape_inference.h"
@@ -25,10 +25,6 @@ using tensorflow::Var;
 using tensorflow::shape_inference::DimensionHandle;
 using tensorflow::shape_inference::InferenceContext;
 using tensorflow::shape_inference::ShapeHandle;
-
-#define WHALE_PLAIN                                                                                    \
-  "{half, bfloat16, float, double, int8, int16, int32, int64, uint8, uint16, uint32, uint64, bool, " \
-  "complex64, complex128}"
 
 int64_t ShardOf(int64_t elements, int64_t size) { return (elements + size - 1) / size; }
 

@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -45,6 +45,12 @@ class World:
         assert len(set(self.aborts)) == 1
         return self.aborts[0]
 
+    def wait_for_release(self, *ranks: int) -> None:
+        for _ in ranks:
+            assert self.aborted.acquire(timeout=BOUND_SECONDS)
+        assert sorted(self.aborts) == [f"rank {rank} has ended, and others still wait for it" for rank in ranks]
+        self.aborts.clear()
+
 
 @pytest.fixture
 def world() -> Iterator[Callable[[int], World]]:
@@ -57,8 +63,7 @@ def world() -> Iterator[Callable[[int], World]]:
 
     yield make
     for made in worlds:
-        for member in made.members:
-            member.leave()
+        together(made.members, lambda member: member.leave())
         made.hub.stop()
 
 
@@ -277,3 +282,87 @@ def test_a_rank_that_ended_is_not_waited_for_in_a_call(world: Callable[[int], Wo
     )
     with pytest.raises(RunError, match="rank 1 ended before call 2"):
         first.check()
+
+
+@pytest.fixture
+def quick_exits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whale_tf.world.member.EXIT_SECONDS", 0.0)
+
+
+@contextlib.contextmanager
+def leaving(members: list[Member]) -> Iterator[list[threading.Thread]]:
+    threads = [threading.Thread(target=member.leave) for member in members]
+    for thread in threads:
+        thread.start()
+    yield threads
+    for thread in threads:
+        thread.join(BOUND_SECONDS)
+        assert not thread.is_alive()
+
+
+@pytest.mark.usefixtures("quick_exits")
+@pytest.mark.parametrize("finished_first", [True, False])
+def test_a_finished_rank_is_released_when_another_goes_on(world: Callable[[int], World], finished_first: bool) -> None:
+    made = world(2)
+    first, second = made.join(0), made.join(1)
+    first.report_next("call", "step")
+    second.report_next("call", "step")
+    acts: list[Callable[[], None]] = [second.finish, lambda: first.report_next("call", "step")]
+    for act in acts if finished_first else reversed(acts):
+        act()
+    made.wait_for_release(1)
+    assert first.failure is None and second.failure is None
+    with leaving([second]) as threads:
+        assert made.wait_for_aborts(1).startswith(
+            "rank 1 ended before call 2, in which all take part.\n  rank 0: step\n"
+        )
+        assert threads[0].is_alive()  # mpiexec would kill the first
+        first.leave()
+
+
+@pytest.mark.usefixtures("quick_exits")
+@pytest.mark.parametrize("finished_first", [True, False])
+def test_all_finished_ranks_that_are_missed_are_named(world: Callable[[int], World], finished_first: bool) -> None:
+    made = world(4)
+    members = [made.join(rank) for rank in range(4)]
+    going_on, finished = members[::3], members[1:3]
+    with ThreadPoolExecutor(2) as pool:
+
+        def go_on() -> None:
+            errors.extend(pool.submit(together, [member], partial(exchange, [b""] * 4)) for member in going_on)
+
+        errors: list[Future[list[object]]] = []
+        acts: list[Callable[[], object]] = [lambda: together(finished, lambda member: member.finish()), go_on]
+        for act in acts if finished_first else reversed(acts):
+            act()
+        made.wait_for_release(1, 2)
+        with leaving(finished):
+            message = made.wait_for_aborts(2)
+            together(going_on, lambda member: member.leave())
+    assert message.startswith("ranks 1 and 2 ended while others wait in the exchange 'x'.\n")
+    assert [str(error).split(".")[0] for each in errors for error in each.result()] == [message.split(".")[0]] * 2
+
+
+def test_ranks_that_finish_together_wait_for_one_another(world: Callable[[int], World]) -> None:
+    made = world(3)
+    members = [made.join(rank) for rank in range(3)]
+    for member in members:  # the others have not come as far yet
+        member.report_next("call", "step")
+        member.finish()
+    together(members, lambda member: member.leave())
+    made.hub.wait(BOUND_SECONDS)
+    assert made.aborts == []
+
+
+@pytest.mark.usefixtures("quick_exits")
+def test_a_released_rank_that_does_not_end_is_named(
+    world: Callable[[int], World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("whale_tf.world.hub.RELEASED_SECONDS", 0.1)
+    made = world(2)
+    first, second = made.join(0), made.join(1)
+    second.finish()
+    first.report_next("call", "step")
+    made.wait_for_release(1)
+    assert made.wait_for_aborts(1).startswith("rank 1 ended before call 1, in which all take part.\n")
+    assert first.failure is not None

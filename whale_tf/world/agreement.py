@@ -41,7 +41,7 @@ class Exchange:
     def disagreement(self) -> Refusal:
         return Refusal(
             "ranks ask for different exchanges",
-            tuple(f"{ranks_text(ranks)}: {name!r}" for name, ranks in grouped(self.names)),
+            by_ranks({rank: repr(name) for rank, name in self.names.items()}),
             "All ranks must run the same script with the same arguments.",
         )
 
@@ -94,7 +94,7 @@ class Reports:
                 if gone := [rank for rank in left if rank not in digests]:
                     return Refusal(
                         f"{ranks_text(gone)} ended before {topic} {number}, in which all take part",
-                        tuple(f"{ranks_text(ranks)}: {said}" for said, ranks in grouped(digests)),
+                        by_ranks(digests),
                         SAME_STEPS,
                     )
         return None
@@ -106,7 +106,7 @@ class Reports:
 def difference(topic: str, number: int, digests: Mapping[int, str]) -> Refusal:
     return Refusal(
         f"ranks differ in {topic} {number}",
-        tuple(f"{ranks_text(ranks)}: {said}" for said, ranks in grouped(first_difference(digests))),
+        by_ranks(first_difference(digests)),
         "All ranks must run the same script with the same arguments.",
     )
 
@@ -118,16 +118,16 @@ def first_difference(texts: Mapping[int, str]) -> dict[int, str]:
         here = {rank: of_rank[at] if at < len(of_rank) else "(nothing)" for rank, of_rank in lines.items()}
         if len(set(here.values())) > 1:
             several = max(len(of_rank) for of_rank in lines.values()) > 1
-            return {rank: f"line {at + 1}: {line}" if several else line for rank, line in here.items()}
+            return {rank: f"line {at + 1}: {line.strip()}" if several else line for rank, line in here.items()}
     return dict(texts)  # they differ in how their lines end
 
 
-def grouped(values: Mapping[int, str]) -> list[tuple[str, list[int]]]:
-    """Each value with its ranks, by the lowest rank."""
+def by_ranks(said: Mapping[int, str]) -> tuple[str, ...]:
+    """`ranks 0 and 2: this`, `rank 1: that`: each text once, by the lowest rank that says it."""
     groups: dict[str, list[int]] = {}
-    for rank in sorted(values):
-        groups.setdefault(values[rank], []).append(rank)
-    return list(groups.items())
+    for rank in sorted(said):
+        groups.setdefault(said[rank], []).append(rank)
+    return tuple(f"{ranks_text(ranks)}: {text}" for text, ranks in groups.items())
 
 
 def ranks_text(ranks: Iterable[int]) -> str:

@@ -13,7 +13,7 @@ import hmac
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +25,7 @@ from whale_tf.world.ending import Ending, describe_status, summary
 GREETING_SECONDS = 10.0
 SETTLE_SECONDS = 0.5  # after a difference or a broken connection: what the other ranks, and the runner, say of it
 GOODBYE_SECONDS = 5.0
+RELEASED_SECONDS = 5.0  # from a rank's release to the end of its process, which says more than that its script is over
 JOIN_SECONDS = 60.0
 
 
@@ -45,6 +46,7 @@ class Connection:
     rank: int
     writer: asyncio.StreamWriter
     said_goodbye: bool = False
+    lingers: bool = False  # its process stays until the others have ended
     end: str = "its connection ended without a goodbye"
 
     def send(self, header: frames.Header, payload: bytes = b"") -> None:
@@ -67,6 +69,8 @@ class Hub:
         self._token = secrets.token_hex(16)
         self._members: dict[int, Connection] = {}
         self._runners: dict[int, Connection] = {}
+        self._finished: set[int] = set()  # their script is over, and they wait for the others to end with them
+        self._released: set[int] = set()  # of these, who was told to wait no longer
         self._left: set[int] = set()
         self._failed: dict[int, Ending] = {}
         self._exchanges: dict[int, Exchange] = {}
@@ -190,13 +194,16 @@ class Hub:
                 if digests := self._reports.add(member.rank, topic, number, str(header["digest"])):
                     settled = len(digests) == self.size
                     self._soon(settled, lambda: self._abort(difference(topic, number, digests)))
-                self._refuse_reports_without_the_left()
+                self._go_on_without_the_ended()
+            case "finished":
+                self._finished.add(member.rank)
+                self._go_on_without_the_ended()
             case "failed":
                 ending = Ending(member.rank, str(header["summary"]), str(header["traceback"]))
                 self._fail(ending, f"rank {member.rank} failed: {ending.summary}")
             case "goodbye":
                 member.said_goodbye = True
-                member.writer.close()
+                self._part_from(member)
 
     async def _from_runner(self, runner: Connection, header: frames.Header, payload: bytes) -> None:
         rank = runner.rank
@@ -226,7 +233,7 @@ class Hub:
             for member in self._members.values():
                 member.send({"kind": "exchanged", "lengths": lengths}, together)
         else:
-            self._refuse_exchanges_without(self._left)
+            self._go_on_without_the_ended()
 
     def _exchange_is_late(self, number: int, seconds: float) -> None:
         if number not in self._exchanges:
@@ -240,14 +247,54 @@ class Hub:
             return "has never joined: its script has not come to whale.init()"
         return "has joined, is alive, and has not asked for it"
 
-    def _refuse_exchanges_without(self, left: Iterable[int]) -> None:
-        for exchange in self._exchanges.values():
-            if gone := set(left) - set(exchange.names):
-                self._abort(exchange.left(gone))
+    def _go_on_without_the_ended(self) -> None:
+        """Where another rank still needs one whose script is over, the run cannot end well.
 
-    def _refuse_reports_without_the_left(self) -> None:
-        if refusal := self._reports.lacking(self._left):
+        A rank that has left ends the run. One that still waits for the others, who do not come, is released: how its
+        process then ends, and with which exit code, is told like every end.
+        """
+        if self._refusal_without(self._left):
+            self._abort_without(self._left | self._finished)
+        waiting = self._finished - self._released
+        missed = {rank for rank in waiting if self._refusal_without({rank})} if self._refusal_without(waiting) else ()
+        for rank in missed:
+            self._released.add(rank)
+            self._members[rank].send({"kind": "release"})
+        if missed:
+            self._loop.call_later(RELEASED_SECONDS, self._abort_without, self._finished)
+
+    def _refusal_without(self, ended: Set[int]) -> Refusal | None:
+        for exchange in self._exchanges.values():
+            if gone := ended - set(exchange.names):
+                return exchange.left(gone)
+        return self._reports.lacking(ended)
+
+    def _abort_without(self, ended: Set[int]) -> None:
+        if refusal := self._refusal_without(ended):
             self._abort(refusal)
+
+    def _part_from(self, member: Connection) -> None:
+        """Lets a rank go, which waits for that to end its process.
+
+        mpiexec kills those that one leaves behind, and may return that one's exit code 0. Where no runner stands
+        between, who has not failed in a run that has goes after those who have.
+        """
+        watched = member.rank in self._runners
+        if member.rank in self._released and not watched:
+            self._leave(member.rank)
+        if watched or member.rank not in self._finished or member.rank in self._failed or self.refusal is None:
+            member.writer.close()
+            return
+        member.lingers = True
+        member.send({"kind": "linger"})
+        self._loop.call_later(GOODBYE_SECONDS, member.writer.close)
+        self._part_from_the_last()
+
+    def _part_from_the_last(self) -> None:
+        if all(member.lingers or member.writer.is_closing() for member in self._members.values()):
+            self._nobody_there.set()
+            for member in self._members.values():
+                member.writer.close()
 
     def _member_gone(self, member: Connection) -> None:
         rank = member.rank
@@ -256,8 +303,7 @@ class Hub:
             self._loop.call_later(SETTLE_SECONDS, self._member_lost, member)
         else:
             self._member_lost(member)
-        if all(other.writer.is_closing() for other in self._members.values()):
-            self._nobody_there.set()
+        self._part_from_the_last()
 
     def _member_lost(self, member: Connection) -> None:
         rank = member.rank
@@ -292,8 +338,7 @@ class Hub:
         self._left.add(rank)
         for member in self._members.values():
             member.send({"kind": "left", "rank": rank})
-        self._refuse_exchanges_without({rank})
-        self._refuse_reports_without_the_left()
+        self._go_on_without_the_ended()
 
     def _fail(self, ending: Ending, rule: str) -> None:
         if ending.rank in self._failed:

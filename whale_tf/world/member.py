@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import traceback
 from collections.abc import Callable
 
@@ -13,6 +14,8 @@ from whale_tf.world.ending import TRACEBACK, summary
 from whale_tf.world.environment import Environment
 
 ANSWER_SECONDS = 5.0  # how long the hub may take for what it does at once
+PARTING_SECONDS = 10.0  # how long it may keep a rank until the others, whose run has failed, have left
+EXIT_SECONDS = 1.0  # from then on to the ends of their processes
 
 
 class Member:
@@ -21,7 +24,8 @@ class Member:
     Args:
       environment: rank and size.
       address: the hub's.
-      on_abort: called once, in this member's thread, with the message of `failure`, when the run must end.
+      on_abort: called once, in this member's thread, with the reason, when nobody can be waited for any more: the run
+        must end, with the message of `failure`; or this rank has finished, and the others cannot.
       timeout: seconds to find the hub.
       seconds_to_vanish: how long the hub's host may be silent before it counts as dead.
 
@@ -47,7 +51,7 @@ class Member:
         self._sending, self._exchanging = threading.Lock(), threading.Lock()
         self._numbering, self._numbers = threading.Lock(), dict[str, int]()
         self._answer: list[bytes] | None = None
-        self._leaving = self._ended = False
+        self._called_back = self._lingers = self._leaving = self._ended = False
         hello = {"rank": self.rank, "size": self.size, "role": "member"}
         self._socket = connect(address, hello, timeout)
         watch_for_silence(self._socket, seconds_to_vanish)
@@ -121,12 +125,21 @@ class Member:
         if self.failure is not None:
             raise self._again()
 
+    def finish(self) -> None:
+        """Says that this rank's script is over, before it waits for the others to end with it; returns at once.
+
+        Where another rank still needs this one, `on_abort` is called; that is no failure of this rank.
+        """
+        self._send({"kind": "finished"})
+
     def leave(self) -> None:
         """Says goodbye: this rank has done its part. Without it, the end of the process is a death."""
         self._leaving = True
         self._send({"kind": "goodbye"})
         with self._changed:  # the hub closes; closing before it has read everything could lose the goodbye
-            self._changed.wait_for(lambda: self._ended, ANSWER_SECONDS)
+            self._changed.wait_for(lambda: self._ended, PARTING_SECONDS)
+        if self._lingers:
+            time.sleep(EXIT_SECONDS)
         self._socket.close()
 
     def _send(self, header: frames.Header, payload: bytes = b"") -> None:
@@ -162,6 +175,10 @@ class Member:
                     self._changed.notify_all()
             case "left":
                 self.left |= {int(header["rank"])}
+            case "release":
+                self._call_back(f"rank {self.rank} has ended, and others still wait for it")
+            case "linger":
+                self._lingers = True
             case "abort":
                 self._abort(_error(header["rule"], details=header["details"], way_out=header["way_out"]))
 
@@ -171,7 +188,14 @@ class Member:
                 return
             self.failure = failure
             self._changed.notify_all()
-        self._on_abort(str(failure))
+        self._call_back(str(failure))
+
+    def _call_back(self, why: str) -> None:
+        with self._changed:
+            if self._called_back:
+                return
+            self._called_back = True
+        self._on_abort(why)
 
     def _again(self, where: str = "") -> RunError:
         """A new error for each call that fails: one raised twice would show the first one's traceback.

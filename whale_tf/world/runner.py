@@ -24,7 +24,7 @@ import types
 from pathlib import Path
 from typing import IO
 
-if __name__ == "__main__":  # a package without its __init__, which imports TensorFlow
+if __name__ == "__main__":  # a package without its __init__, which imports more than the standard library
     _package = types.ModuleType("whale_tf")
     _package.__path__ = [str(Path(__file__).parent.parent)]
     sys.modules["whale_tf"] = _package
