@@ -52,6 +52,7 @@ def main() -> None:
     last_loss = train(step, batches, options)
     print(f"loss {first_loss:.3f} at first, {last_loss:.3f} at last")
 
+    step.gather()  # of several processes each has its own stages' parameters
     print(f"\n{sample(model, options)}\n")
 
     timeline = options.out / "timeline.json"

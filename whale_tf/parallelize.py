@@ -33,6 +33,7 @@ from whale_tf.rewrite.hold_assignments import hold_assignments
 from whale_tf.rewrite.send_first import send_first
 from whale_tf.rewrite.tell_apart import tell_apart
 from whale_tf.rewrite.whole_batch import depends_on_size, use_whole_batch
+from whale_tf.run.away import holders_of, may_be_away, named_only
 from whale_tf.run.communicator import next_ids
 from whale_tf.run.compiled import Compiled, Parts
 from whale_tf.run.feed import digest
@@ -88,7 +89,7 @@ def function(
 def compile_step(fn: Callable[..., Any], arguments: Arguments, options: Options, told: set[str]) -> Compiled:
     """Makes a step ready to run for one signature; a warning that is in `told` is not repeated."""
     world, name = current_world(), getattr(fn, "__name__", "step")
-    with _without_collection():
+    with _without_collection(), named_only():
         try:
             graph, parts = _compile(fn, arguments, options, told, world)
         except Exception as error:
@@ -156,6 +157,7 @@ def _compile(
         lambda operation: line_of(step.trace, operation),
         captured.all,
         world,
+        getattr(fn, "__name__", "step"),
     )
     return step.graph, parts
 
@@ -180,7 +182,7 @@ def _meet(world: World, name: str, arguments: Arguments, graph: Graph, parts: Pa
         "program": digest_of(canonical(print_graph(parts.program.main), parts.library)),
     }
     agree(world, name, facts, text)
-    share_variables(world, parts.variables)
+    share_variables(world, [each for each in parts.variables.values() if holders_of(each) is None])
 
 
 def _facts(captured: Captures, options: Options) -> Facts:
@@ -201,6 +203,7 @@ def _facts(captured: Captures, options: Options) -> Facts:
         lambda operation: line_of(step.trace, operation),
         step.trace.targets,
         tuple(Composite(*each) for each in composites(step.trace)),
+        frozenset(name for name, variable in step.variables.items() if may_be_away(variable)),
     )
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 import whale_tf as whale
+from whale_tf.run.step import Step
 
 SEED = 7
 TOLERANCE = 1e-5  # of a tensor's largest number: what adding float32 numbers in another order changes in three steps
@@ -168,6 +169,8 @@ def numbers(training: Training, step: Callable[..., Any]) -> Numbers:
         found[f"structure of step {k}"] = np.array(structure(outputs))
         for i, value in enumerate(tf.nest.flatten(outputs)):
             found[f"step {k} output {i}"] = array(value)
+    if isinstance(step, Step):
+        step.gather()  # of several processes each keeps its own stages' variables
     for i, owner in enumerate(training.owners):
         for j, variable in enumerate(getattr(owner, "variables", [owner])):
             name = re.sub(r"_\d+", "", variable.name)  # Keras counts the layers of a program

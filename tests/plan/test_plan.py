@@ -182,7 +182,8 @@ def test_an_evaluation_has_only_forwards() -> None:
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved", "zero_bubble"])
 def test_a_plan_reads_back_from_its_message(schedule: str) -> None:
     plan = pipeline((0.75, 0.25), 14, schedule=schedule)
-    assert plan.merges
+    assert plan.merges and len(plan.buckets) == 2
+    plan = replace(plan, collective=(1,))
     sent = plan_pb2.Plan.FromString(plan.to_proto().SerializeToString())
     assert Plan.from_proto(sent) == plan
     assert Plan.from_proto(sent).fingerprint == plan.fingerprint
@@ -202,8 +203,9 @@ def test_equal_plans_have_one_fingerprint_and_others_another() -> None:
         pipeline((0.75, 0.25)),
         replace(plan, merges={**plan.merges, Ref("y"): "mean"}),
         replace(plan, stage_of={**plan.stage_of, "loss": 0}),
+        replace(plan, collective=(0,)),
     ]
-    assert len({plan.fingerprint, *(other.fingerprint for other in others)}) == 5
+    assert len({plan.fingerprint, *(other.fingerprint for other in others)}) == 6
 
 
 def test_a_plan_that_contradicts_itself_is_refused() -> None:
@@ -222,6 +224,11 @@ def test_a_plan_that_contradicts_itself_is_refused() -> None:
         "  replica 1 is on device -1, and there are 6\n"
         "  Count stages, replicas and devices from 0, and change all fields that speak of them together."
     )
+
+
+def test_a_collective_is_of_a_bucket() -> None:
+    with pytest.raises(PlanError, match="bucket 2 is reduced by a collective, and there are 2"):
+        replace(pipeline(), collective=(0, 2))
 
 
 # Numbers.

@@ -17,7 +17,7 @@ from whale_tf.ir.verify import verify
 from whale_tf.plan.layout import Layout, Request, cut_batch
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.planner import Facts, make_plan
-from whale_tf.plan.roles import Roles, find_roles
+from whale_tf.plan.roles import Roles, find_roles, variable_of
 from whale_tf.plan.stages import assign_stages
 from whale_tf.rewrite.bind import Binder, Variant
 from whale_tf.rewrite.check import check
@@ -148,6 +148,7 @@ def spread(
     homes: Mapping[str, int] | None = None,
     processes: tuple[int, ...] = (),
     fed: bool = False,
+    kind: str = "CPU",
 ) -> Spread:
     """A step over `replicas` x `stages` devices; four examples in each micro-batch unless it is said otherwise.
 
@@ -158,15 +159,27 @@ def spread(
     examples = examples or 4 * replicas * micro_batches
     scopes = tuple(Opened(f"s{j}", "stage", f"s{j}", "", Line("train.py", j + 1)) for j in range(stages))
     places = tuple(tuple(range(r * stages, (r + 1) * stages)) for r in range(replicas))
-    devices = tuple(f"/device:CPU:{index}" for index in range(replicas * stages))
+    devices = tuple(f"/device:{kind}:{index}" for index in range(replicas * stages))
     layout = Layout((1 / replicas,) * replicas, tuple(scope.name for scope in scopes), places, devices, 0, processes)
     sizes = cut_batch(examples, layout.shares, micro_batches, ["x"])
     distinct = sorted({size for row in sizes for size in row}, reverse=True)
     request = Request(None, scopes if stages > 1 else ())
     targets = {1: ("loss",)} if "Gradient" in text else {}
     other = (traced(text, distinct[1]), distinct[1]) if len(distinct) > 1 else None
-    facts = Facts(request, layout, sizes, schedule, loss, homes or {}, other, lambda name: Line("train.py", 1), targets)
     graph = traced(text, distinct[0])
+    variables = frozenset(variable_of(node) for node in graph if node.op == "Variable")
+    facts = Facts(
+        request,
+        layout,
+        sizes,
+        schedule,
+        loss,
+        homes or {},
+        other,
+        lambda _: Line("train.py", 1),
+        targets,
+        refusable=variables,
+    )
     roles = find_roles(graph, distinct[0])
     plan = make_plan(graph, roles, facts)
     variants = {size: _variant(graph, text, size, plan, request) for size in distinct}

@@ -42,6 +42,23 @@ def test_of_a_dissolved_call_what_takes_its_values_is_waited_for_too() -> None:
     assert main["all_ran/on0"].control == ("g", "h", "s", "c")
 
 
+def test_collectives_are_waited_for_also_where_nothing_uses_their_sums() -> None:
+    """One that fails half way would else leave some variables new and others old."""
+    text = """
+        graph main(out: r) effects(a) {
+          r = Read() {variable=b"w"} : float32[4]  @device=0
+          q = Read() {variable=b"v"} : float32[4]  @device=1
+          s = Reduce(r) {id=0, devices=(0, 1), scale=1.0} : float32[4]  @device=0
+          t = Reduce(q) {id=0, devices=(0, 1), scale=1.0} : float32[4]  @device=1
+          a = Assign(s) {variable=b"w"}  @device=0 ^r
+        }
+    """
+    main = held(text)
+    assert main["a"].control == ("r", "all_ran")
+    assert main["all_ran"].control == ("all_ran/on0", "all_ran/on1")
+    assert main["all_ran/on1"].control == ("t",)
+
+
 def test_nothing_else_changes() -> None:
     before, after = parse_graph(MAIN), held(MAIN)
     assert [node for node in after if node.name in before and node.op != "Assign"] == [

@@ -9,6 +9,7 @@ import pytest
 
 from tests.rewrite.steps import MICRO_SLICES, TRAINING, Spread, spread
 from whale_tf.errors import InternalError
+from whale_tf.ir.graph import Graph
 from whale_tf.ir.verify import verify
 from whale_tf.rewrite.localize import localize
 
@@ -79,6 +80,25 @@ def test_every_process_updates_its_copy_and_assigns_it() -> None:
     assert [program.program.process_of(node) for node in program.find("Sub")] == [0, 1, 0, 1]
     assert sorted(program.program.process_of(node) for node in program.find("Assign")) == [0, 0, 1, 1]
     assert all(node.device == program.main[node.inputs[0].node].device for node in program.find("Assign"))
+
+
+def test_a_variable_is_assigned_in_the_processes_that_use_it() -> None:
+    program = across(1, 2).program
+    assert program.processes_with("Read") == {"w0": {0}, "w1": {1}}
+    assert program.processes_with("Assign") == {"w0": {0}, "w1": {1}}
+    four = across(2, 2, (0, 1, 1, 2)).program
+    assert four.processes_with("Assign") == {"w0": {0, 1}, "w1": {1, 2}}
+
+
+def test_a_variable_that_is_read_must_be_brought_up_to_date_there() -> None:
+    program = across(2, 1)
+    lost = program.find("Assign", variable=b"w0")[1]
+    effects = tuple(name for name in program.main.effects if name != lost.name)
+    main = Graph.of([node for node in program.main if node != lost], program.main.outputs, effects)
+    broken = replace(program, program=replace(program.program, main=main))
+    with pytest.raises(InternalError) as refused:
+        broken.check()
+    assert "variable 'w0' is assigned 1 times, or its Assign is no effect" in refused.value.details
 
 
 def test_every_process_cuts_its_own_examples() -> None:

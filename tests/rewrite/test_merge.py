@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from tests.rewrite.steps import FREE_SLICES, MICRO_SLICES, TRAINING, Spread, spread
 from whale_tf.errors import InternalError
 from whale_tf.ir.graph import Node, Ref
+from whale_tf.ir.verify import verify
 from whale_tf.rewrite.bind import Binder
 from whale_tf.rewrite.hold_assignments import hold_assignments
+from whale_tf.rewrite.localize import localize
 from whale_tf.rewrite.merge import FOLDS
 
 REDUCED = """
@@ -55,6 +58,10 @@ def written(program: Spread, ref: Ref) -> str:
     if node.op in ("Call", "Read", "Slice", "Take"):
         return node.name
     inputs: Sequence[Ref] = node.inputs[:-1] if node.op == "ConcatV2" else node.inputs
+    if node.op == "Reduce":
+        peers = program.find("Reduce", id=node.attrs["id"])
+        inside = ", ".join(written(program, peer.inputs[ref.index]) for peer in peers)
+        return f"{node.attrs['scale']:g} * Reduce({inside})"
     if node.op == "WhaleSum":  # of several gradients, each is the sum of its own parts
         parts = node.attrs["parts"]
         inside = ", ".join(written(program, item) for item in inputs[ref.index * parts :][:parts])
@@ -147,12 +154,13 @@ def test_unequal_parts_were_weighted_before() -> None:
     assert gradient(spread(replicas=2, examples=7), "s0") == "1 * WhaleSum(r0/0B0, r1/0B0)"
 
 
-def together(**options: int) -> Spread:
+def together(**options: Any) -> Spread:
     """Two layers in one stage, whose gradients belong to one replica and share a bucket."""
-    program = spread(replicas=2, **options)  # type: ignore[arg-type]
+    program = spread(replicas=2, **options)
     owners = dict.fromkeys(program.plan.owner, program.plan.owner["w0"])
     devices = dict.fromkeys(program.plan.device_of, program.plan.owner["w0"])
-    plan = replace(program.plan, owner=owners, device_of=devices, buckets=(("g1", "g0"),))
+    collective = (0,) if program.plan.collective else ()
+    plan = replace(program.plan, owner=owners, device_of=devices, buckets=(("g1", "g0"),), collective=collective)
     made = Binder(program.graph, program.roles, plan, program.variants).bind()
     return replace(program, plan=plan, program=hold_assignments(made))
 
@@ -164,6 +172,60 @@ def test_a_bucket_is_one_operation() -> None:
     assert (total.attrs["parts"], total.attrs["K"], total.attrs["M"]) == (2, 2, 4)
     assert gradient(program, "s0") == gradient(program, "s1") == "0.5 * WhaleSum(r0/0B0, r1/0B0)"
     assert program.main["s0"].inputs[0].index == 1
+
+
+def test_a_bucket_is_one_collective() -> None:
+    program = together(kind="GPU")
+    program.check()
+    assert [len(node.inputs) for node in program.find("Reduce")] == [2, 2]
+    assert gradient(program, "s0") == gradient(program, "s1") == "0.5 * Reduce(r0/0B0, r1/0B0)"
+    assert program.main["s0"].inputs[0].index == 1
+
+
+def test_gpus_reduce_by_a_collective_on_all_of_them() -> None:
+    program = spread(replicas=2, micro_batches=2, kind="GPU")
+    program.check()
+    assert not program.find("WhaleSum")
+    assert gradient(program, "s0") == "0.25 * Reduce(r0/0B1, r1/0B1)"
+    for bucket in ("g0", "g1"):
+        nodes = [node for node in program.find("Reduce") if node.name.startswith(bucket)]
+        assert [node.device for node in nodes] == [0, 1]
+        owner = program.plan.owner[f"w{bucket[1:]}"][0]
+        used = next(node for node in nodes if node.device == owner)
+        assert program.main[f"s{bucket[1:]}"].inputs[0] == Ref(used.name)
+    assert not [node for node in program.find("Send") if "B" in node.inputs[0].node], "no gradient is sent"
+
+
+def test_collectives_run_in_the_order_of_the_buckets_on_every_device() -> None:
+    program = spread(replicas=3, kind="GPU")
+    first, second = (program.find("Reduce", id=number) for number in (0, 1))
+    assert [bucket[0] for bucket in program.plan.buckets] == [first[0].name[:2], second[0].name[:2]] == ["g1", "g0"]
+    assert [node.control for node in second] == [(node.name,) for node in first]
+
+
+def test_stages_reduce_each_on_their_own_devices() -> None:
+    program = spread(replicas=2, stages=2, kind="GPU")
+    program.check()
+    assert sorted(node.attrs["devices"] for node in program.find("Reduce")) == [(0, 2)] * 2 + [(1, 3)] * 2
+
+
+def test_rows_are_sent_to_the_owner_on_gpus_too() -> None:
+    program = spread(MICRO_SLICES, replicas=2, kind="GPU")
+    program.check()
+    assert not program.find("Reduce")
+    indices, _ = (written(program, ref) for ref in program.main["n"].inputs[1:])
+    assert indices == "ConcatV2(r0/0B0, r1/0B0)"
+
+
+def test_processes_add_up_what_their_own_gpus_reduced() -> None:
+    program = spread(replicas=4, kind="GPU", processes=(0, 0, 1, 1))
+    program.check()
+    assert {node.attrs["devices"] for node in program.find("Reduce")} == {(0, 1), (2, 3)}
+    assert {node.attrs["scale"] for node in program.find("Reduce")} == {1.0}
+    for node in program.find("AllReduce"):
+        assert {program.main[ref.node].op for ref in node.inputs} == {"Reduce"}
+    for process in range(2):
+        verify(localize(program.program, process).main, after="localize")
 
 
 def test_gradients_of_a_bucket_that_are_mixed_up_are_named() -> None:

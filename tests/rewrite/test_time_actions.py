@@ -184,3 +184,24 @@ def test_a_device_without_a_clock_is_timed_on_the_host(gpus: list[int]) -> None:
     result = timed(program(two_stages(), devices)).program
     assert {result.devices[each.device] for each in result.main if each.op == "Timestamp"} == {CPUS[0]}
     assert result.main["1F0"].device == 1
+
+
+def test_what_a_collective_adds_comes_from_all_its_devices() -> None:
+    attrs: dict[str, Any] = {"id": 0, "devices": (0, 1), "scale": 1.0}
+    nodes = [
+        node("x", "Take", 0),
+        node("y", "Take", 1),
+        node("w/read", "Read", 0),
+        call("0F0", 0, ["x"]),
+        call("1F0", 1, ["y"]),
+        node("on0", "Reduce", 0, ["0F0"], **attrs),
+        node("on1", "Reduce", 1, ["1F0"], **attrs),
+        node("w/new", "Sub", 0, ["w/read", "on0"]),
+        node("w/assign", "Assign", 0, ["w/new"], variable=b"w"),
+    ]
+    result = timed(program(nodes, output="w/new"))
+    titles = [f"{span.action} on {span.device}" for span in result.spans]
+    assert titles == ["0F0 on 0", "1F0 on 1", "U on 0"]
+    assert result.transfers == ((1, 2),)
+    update = result.spans[2]
+    assert len(update.ready) == 1, "the collectives are no part of the update"

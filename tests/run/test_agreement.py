@@ -58,21 +58,21 @@ def test_ranks_that_differ_are_named_on_all_of_them_alike(worlds: list[World]) -
     told = outcomes(worlds, act)
     assert set(told) == {
         "the processes do not run the same step 'train'.\n"
-        "  graph: ranks 0, 2: 44\n"
+        "  graph: ranks 0 and 2: 44\n"
         "  graph: rank 1: 55\n"
-        "  line 2: ranks 0, 2: w = Variable() : float32[4]\n"
-        "  line 2: rank 1: w = Variable() : float32[5]\n"
+        "  ranks 0 and 2: line 2: w = Variable() : float32[4]\n"
+        "  rank 1: line 2: w = Variable() : float32[5]\n"
         "  Run the same script with the same arguments and inputs of the same shapes in every process; "
         "what depends on the rank may only be outside the step."
     }
 
 
-def test_a_shorter_program_is_said_to_end(worlds: list[World]) -> None:
+def test_a_shorter_program_has_nothing_where_it_ends(worlds: list[World]) -> None:
     def act(world: World) -> None:
         text = "a\nb" if world.rank else "a"
         agree(world, "train", {"graph": text}, lambda: text)
 
-    assert "line 2: rank 0: ends\n  line 2: ranks 1, 2: b" in outcomes(worlds, act)[0]
+    assert "rank 0: line 2: (nothing)\n  ranks 1 and 2: line 2: b" in outcomes(worlds, act)[0]
 
 
 def traced(before: int) -> tuple[str, dict[str, object]]:

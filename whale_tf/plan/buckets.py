@@ -5,12 +5,15 @@ runs beside the rest of the backward.
 
     ready:     b9 w9 b8 w8 b7 w7 …          bucket:  (b9 w9 b8 w8) (b7 w7 …)
 
+Within a process, GPUs reduce a bucket by a collective, which uses the links between all of them at once; a collective
+has no member that is not there, or is there twice. Collectives run in the order of the buckets on every device.
+
 Source: Li et al. 2020, PyTorch Distributed: Experiences on Accelerating Data Parallel Training, section 3.2.3.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from whale_tf.ir.graph import Graph
 from whale_tf.plan.cost import tensor_bytes
@@ -18,6 +21,8 @@ from whale_tf.plan.layout import Layout
 from whale_tf.plan.roles import Roles
 
 BUCKET_BYTES = 2 << 20
+COLLECTIVE_KINDS = frozenset({"GPU"})  # CPU devices of a process share its memory: their owner adds without copies
+COLLECTIVE_TYPES = frozenset({"bfloat16", "float16", "float32", "float64"})
 
 
 def fill_buckets(
@@ -38,7 +43,7 @@ def fill_buckets(
     buckets: list[list[str]] = []
     filling: dict[tuple[object, ...], list[str]] = {}
     size: dict[tuple[object, ...], int] = {}
-    for marker in sorted(markers, key=lambda marker: position[marker.inputs[0].node]):
+    for marker in sorted(markers, key=lambda marker: (roles.phase[marker.name], position[marker.inputs[0].node])):
         key = (roles.phase[marker.name], device_of[marker.name], marker.outputs[0].dtype)
         wanted = tensor_bytes(marker.outputs[0])
         if key not in filling or size[key] + wanted > BUCKET_BYTES:
@@ -47,3 +52,34 @@ def fill_buckets(
         filling[key].append(marker.name)
         size[key] += wanted
     return tuple(map(tuple, buckets))
+
+
+def choose_collectives(
+    graph: Graph,
+    buckets: Sequence[Sequence[str]],
+    layout: Layout,
+    stage_of: Mapping[str, int],
+    device_of: Mapping[str, tuple[int, ...]],
+) -> tuple[int, ...]:
+    """The buckets, by index, that a process's devices reduce by a collective: as many sums as there are groups."""
+    found = []
+    for index, bucket in enumerate(buckets):
+        markers = [graph[name] for name in bucket]
+        stages = {stage_of.get(marker.inputs[0].node, 0) for marker in markers}
+        whole = all(marker.outputs[0].shape.known and tensor_bytes(marker.outputs[0]) for marker in markers)
+        groups = range(len(layout.groups))
+        if len(stages) == 1 and whole and markers[0].outputs[0].dtype in COLLECTIVE_TYPES:
+            (stage,) = stages
+            members = [[layout.device_of(replica, stage) for replica in layout.groups[group]] for group in groups]
+            if any(len(of_group) > 1 for of_group in members) and all(
+                _may_meet(layout, members[group], device_of[bucket[0]][group]) for group in groups
+            ):
+                found.append(index)
+    return tuple(found)
+
+
+def _may_meet(layout: Layout, members: Sequence[int], owner: int) -> bool:
+    """Whether these devices, with the owner among them, can run a collective: each once, all in one process."""
+    alike = all(layout.kind_of(device) in COLLECTIVE_KINDS for device in members)
+    together = len({layout.process_of(device) for device in members}) == 1
+    return alike and together and len(set(members)) == len(members) and owner in members

@@ -73,6 +73,10 @@ class Layout:
         own, process = self.devices[device].rsplit("device:", 1)[-1], self.process_of(device)
         return f"{process}/{own}" if process else own
 
+    def kind_of(self, device: int) -> str:
+        """`CPU` or `GPU`."""
+        return self.devices[device].rsplit(":", 2)[-2]
+
     def process_of(self, device: int) -> int:
         """The process that owns a device."""
         return self.processes[device] if self.processes else 0

@@ -38,6 +38,9 @@ class Plan:
       merges: how per-micro-batch values become the step's.
       stages: the cost of each stage.
       buckets: gradients that are reduced together over the replicas, by the names of their markers.
+      unmirrored: variables that the step brings up to date only in the processes that use them.
+      collective: the buckets, by index, that the devices of a process reduce by a collective; the others are
+        sent to the owner, which adds them.
     Raises:
       PlanError: the fields contradict each other.
     """
@@ -55,6 +58,8 @@ class Plan:
     merges: Mapping[Ref, str]
     stages: tuple[StageCost, ...]
     buckets: tuple[tuple[str, ...], ...] = ()
+    unmirrored: tuple[str, ...] = ()
+    collective: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         wrong = list(self._contradictions())
@@ -74,6 +79,11 @@ class Plan:
         counts = (len(self.stages), self.grid.stages, self.forward_grid.stages)
         if set(counts) != {stages}:
             yield f"the layout has {stages} stages, costs and grids have {', '.join(map(str, counts))}"
+        yield from (
+            f"bucket {index} is reduced by a collective, and there are {len(self.buckets)}"
+            for index in self.collective
+            if not 0 <= index < len(self.buckets)
+        )
         if self.loss not in ("mean", "sum"):
             yield f"the loss is '{self.loss}', and must be 'mean' or 'sum'"
         yield from (
@@ -185,7 +195,11 @@ class Plan:
                 plan_pb2.Merge(node=ref.node, index=ref.index, how=how) for ref, how in sorted(self.merges.items())
             ],
             stages=[plan_pb2.Stage(**dataclasses.asdict(stage)) for stage in self.stages],
-            buckets=[plan_pb2.Bucket(markers=markers) for markers in self.buckets],
+            buckets=[
+                plan_pb2.Bucket(markers=markers, collective=index in self.collective)
+                for index, markers in enumerate(self.buckets)
+            ],
+            unmirrored=self.unmirrored,
         )
 
     @classmethod
@@ -211,6 +225,8 @@ class Plan:
             {Ref(merge.node, merge.index): merge.how for merge in message.merges},
             tuple(StageCost(*(getattr(stage, name) for name in costs)) for stage in message.stages),
             tuple(tuple(bucket.markers) for bucket in message.buckets),
+            tuple(message.unmirrored),
+            tuple(index for index, bucket in enumerate(message.buckets) if bucket.collective),
         )
 
 

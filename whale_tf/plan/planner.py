@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from whale_tf.errors import Line
 from whale_tf.ir.graph import Graph
-from whale_tf.plan.buckets import fill_buckets
+from whale_tf.plan.buckets import choose_collectives, fill_buckets
 from whale_tf.plan.check_schedule import check_grid
 from whale_tf.plan.composites import Composite, refuse_cut_composites
 from whale_tf.plan.layout import Layout, Request
 from whale_tf.plan.losses import refuse_wrong_losses
 from whale_tf.plan.merges import decide_merges
+from whale_tf.plan.mirroring import find_unmirrored
 from whale_tf.plan.owners import assign_owners, place_update
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.refusals import (
@@ -44,6 +45,7 @@ class Facts:
       line_of: the user's line of an operation.
       targets: for each gradient call, the operations it differentiates.
       composites: the outputs that consist of several tensors.
+      refusable: variables of which a read can be refused in a process where they are not up to date.
     """
 
     request: Request
@@ -56,6 +58,7 @@ class Facts:
     line_of: Callable[[str], Line]
     targets: Mapping[int, tuple[str, ...]]
     composites: tuple[Composite, ...] = ()
+    refusable: frozenset[str] = frozenset()
 
 
 def make_plan(graph: Graph, roles: Roles, facts: Facts) -> Plan:
@@ -84,6 +87,7 @@ def make_plan(graph: Graph, roles: Roles, facts: Facts) -> Plan:
 
     owner = assign_owners(graph, roles, stage_of, layout)
     device_of = place_update(graph, roles, stage_of, layout, owner)
+    buckets = fill_buckets(graph, roles, layout, device_of)
 
     forward_grid = make_grid(facts.schedule, stages, micro_batches, devices=layout.rows, backward=False)
     grid = make_grid(facts.schedule, stages, micro_batches, devices=layout.rows) if roles.backward else forward_grid
@@ -105,5 +109,7 @@ def make_plan(graph: Graph, roles: Roles, facts: Facts) -> Plan:
         facts.home_of,
         merges,
         stage_costs(graph, roles, stage_of, layout.stages, report.peak_live),
-        fill_buckets(graph, roles, layout, device_of),
+        buckets,
+        find_unmirrored(graph, roles, layout, facts.refusable),
+        choose_collectives(graph, buckets, layout, stage_of, device_of),
     )

@@ -344,11 +344,19 @@ class Binder:
         for name in self.graph.effects:
             node = self.graph[name]
             if node.op == "Write":
-                for process in range(len(self.plan.layout.hosts)):
+                for process in self._assigned_in(node, reads):
                     effects.append(self._assign(node, self.inputs.home_of(variable_of(node), process), reads))
             elif not self.roles.per_micro_batch(name):
                 effects.append(self.step_value(Ref(name), HOST).ref.node)
         return effects
+
+    def _assigned_in(self, write: Node, reads: Iterable[tuple[str, int]]) -> Iterable[int]:
+        """The processes that get a variable's new value: all, or those that read it or compute it."""
+        layout, variable = self.plan.layout, variable_of(write)
+        if variable not in self.plan.unmirrored:
+            return range(len(layout.hosts))
+        places = {device for name, device in reads if name == variable} | set(self.plan.device_of[write.name])
+        return sorted({layout.process_of(device) for device in places})
 
     def _assign(self, write: Node, home: int, reads: Mapping[tuple[str, int], list[str]]) -> str:
         variable = variable_of(write)

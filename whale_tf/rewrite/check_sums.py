@@ -17,6 +17,7 @@ from typing import NamedTuple
 from whale_tf.ir.graph import Graph, Node, Ref
 from whale_tf.plan.roles import variable_of
 from whale_tf.rewrite.check_calls import WEIGHT_TOLERANCE, Called, Calls, Part
+from whale_tf.rewrite.check_transfers import REDUCTIONS
 
 ADDED = frozenset({"AddV2", "AddN"})
 JOINED = frozenset({"ConcatV2"})
@@ -89,7 +90,7 @@ class Sum:
         if node.op == "WhaleSum":
             parts, scale = node.attrs["parts"], node.attrs["scale"]
             return [_Place(None, item, weight * scale) for item in node.inputs[ref.index * parts :][:parts]]
-        if node.op == "AllReduce":
+        if node.op in REDUCTIONS:
             peers = calls.reductions[node.attrs["id"]]
             return [_Place(None, peer.inputs[ref.index], weight * node.attrs["scale"]) for peer in peers]
         if node.op == "Const":

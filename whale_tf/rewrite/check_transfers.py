@@ -13,6 +13,7 @@ from whale_tf.ir.graph import Graph, Node
 from whale_tf.plan.plan import Plan
 from whale_tf.rewrite.program import Program
 
+REDUCTIONS = frozenset({"AllReduce", "Reduce"})  # each waits for what all nodes of the same number take
 _SHOWN_CIRCLE = 8
 
 
@@ -21,6 +22,7 @@ def faulty_transfers(plan: Plan, program: Program) -> Iterator[str]:
     yield from _wrong_devices(program)
     yield from _wrong_pairs(program)
     yield from _wrong_reductions(program)
+    yield from _wrong_collectives(program)
     yield from _wrong_order(plan, program)
     yield from _circle(program.main)
 
@@ -31,10 +33,10 @@ def sends(main: Graph) -> dict[bytes, Node]:
 
 
 def reductions(main: Graph) -> dict[int, list[Node]]:
-    """The AllReduce nodes of each number."""
+    """The AllReduce or Reduce nodes of each number."""
     found: dict[int, list[Node]] = {}
     for node in main:
-        if node.op == "AllReduce":
+        if node.op in REDUCTIONS:
             found.setdefault(node.attrs["id"], []).append(node)
     return found
 
@@ -64,6 +66,8 @@ def _wrong_reductions(program: Program) -> Iterator[str]:
             has, goes = ("has no", "goes") if between else ("has a", "does not go")
             yield f"'{node.name}' {has} number, and {goes} to another process"
     for number, nodes in reductions(program.main).items():
+        if nodes[0].op != "AllReduce":
+            continue
         ranks = [program.process_of(node) for node in nodes]
         if any(sorted(node.attrs["ranks"]) != sorted(ranks) or node.attrs != nodes[0].attrs for node in nodes):
             yield f"AllReduce {number} of processes {list(nodes[0].attrs['ranks'])} is done by {ranks}, or not alike"
@@ -71,6 +75,28 @@ def _wrong_reductions(program: Program) -> Iterator[str]:
             yield f"AllReduce {number} reduces other types in each process"
         if number in numbers or len(set(ranks)) != len(ranks):
             yield f"AllReduce {number} is done twice by a process, or has the number of a Send"
+
+
+def _wrong_collectives(program: Program) -> Iterator[str]:
+    """Reduces that not all of their devices take part in once and alike, or that may start in another order."""
+    for number, nodes in reductions(program.main).items():
+        if nodes[0].op != "Reduce":
+            continue
+        devices = [node.device for node in nodes]
+        unlike = any(node.op != "Reduce" or node.attrs != nodes[0].attrs for node in nodes)
+        if unlike or sorted(nodes[0].attrs["devices"]) != sorted(devices) or len({*devices}) != len(devices):
+            yield f"Reduce {number} of devices {list(nodes[0].attrs['devices'])} is done by {devices}, or not alike"
+        if any(node.outputs != nodes[0].outputs for node in nodes):
+            yield f"Reduce {number} reduces other tensors on each device"
+        if len({program.process_of(node) for node in nodes}) > 1:
+            yield f"Reduce {number} is of several processes"
+    last: dict[int, Node] = {}
+    for node in program.main:
+        if node.op == "Reduce":
+            before = last.get(node.device)
+            if before is not None and (before.name not in node.control or before.attrs["id"] >= node.attrs["id"]):
+                yield f"'{node.name}' does not wait for '{before.name}', the Reduce before it, or has a lower number"
+            last[node.device] = node
 
 
 def _other(node: Node) -> int:
@@ -140,8 +166,10 @@ def _circle(main: Graph) -> Iterator[str]:
         before = [*(ref.node for ref in node.inputs), *node.control]
         if node.op == "Recv" and node.attrs["key"] in sent:
             before.append(sent[node.attrs["key"]].name)
-        if node.op == "AllReduce":  # each waits for what all the others take
-            before = list(dict.fromkeys(ref.node for peer in reduced[node.attrs["id"]] for ref in peer.inputs))
+        if node.op in REDUCTIONS:  # each waits for what all the others take and wait for
+            peers = reduced[node.attrs["id"]]
+            taken = [ref.node for peer in peers for ref in peer.inputs]
+            before = list(dict.fromkeys([*taken, *(name for peer in peers for name in peer.control)]))
         needs[node.name] = before
         for name in before:
             users[name].append(node.name)

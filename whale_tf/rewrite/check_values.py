@@ -45,6 +45,7 @@ class Correspondence:
 
     def __post_init__(self) -> None:
         self.main, self.plan = self.calls.main, self.calls.plan
+        self.reading = self.calls.program.processes_with("Read")
         self.elsewhere = {node.name: node for variant in self.calls.variants.values() for node in variant.graph}
 
     def faults(self) -> Iterator[str]:
@@ -65,8 +66,7 @@ class Correspondence:
     def _outputs_and_effects(self) -> Iterator[str]:
         """Pairs what leaves the step with what leaves the main graph."""
         graph, main, program = self.graph, self.main, self.calls.program
-        processes = range(len(self.plan.layout.hosts))
-        for process in processes:
+        for process in range(len(self.plan.layout.hosts)):
             outputs = program.outputs_of(process)
             if len(outputs) != len(graph.outputs):
                 yield f"the step has {len(graph.outputs)} outputs, and process {process} {len(outputs)}"
@@ -81,7 +81,7 @@ class Correspondence:
             if node.op == "Write":
                 found = assigns.pop(node.attrs["variable"], [])
                 where = [program.process_of(assign) for assign in found if assign.name in main.effects]
-                if len(found) != len(where) or sorted(where) != list(processes):
+                if len(found) != len(where) or not self._up_to_date(variable_of(node), where):
                     yield f"variable '{variable_of(node)}' is assigned {len(found)} times, or its Assign is no effect"
                 self.stack += [(assign.inputs[0], Ref(name)) for assign in found]
             elif not self.roles.per_micro_batch(name):
@@ -91,6 +91,14 @@ class Correspondence:
         if len(others) != len(once):
             yield f"the step has {len(once)} effects that run once, and the program {len(others)}"
         self.stack += [(Ref(image), Ref(name)) for image, name in zip(others, once, strict=False)]
+
+    def _up_to_date(self, variable: str, where: list[int]) -> bool:
+        """Whether a variable gets its new value once in each process that is to have it."""
+        if variable in self.plan.unmirrored:
+            wanted = self.reading.get(variable, frozenset()) or {*where}
+        else:
+            wanted = frozenset(range(len(self.plan.layout.hosts)))
+        return bool(where) and wanted <= {*where} and len({*where}) == len(where)
 
     def _match(self, given: Ref, wanted: Ref) -> Iterator[str]:
         """One tensor of the main graph that must be that of the step; what both are made of is for the next turns."""

@@ -6,13 +6,20 @@ failure. Calls run one after another: of two at once, one would be cancelled by 
 
     Before:  a = Call() on 0;  Send(a) on 0;  d = Call() on 0;  b = Recv() on 1;  c = Call(b) on 1;  Assign(c)
     After:   a = Call() on 0;  d = Call() on 0 ^a;  c = Call(a) on 0 ^d
+
+A collective would wait for ever for devices that are not there; in its place the same numbers are added:
+
+    Before:  r = Reduce(a) on 0 id 3;  s = Reduce(b) on 1 id 3
+    After:   r = WhaleSum(a, b) on 0;  s = WhaleSum(a, b) on 0
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from whale_tf.ir.graph import Graph, Node, Ref
+from whale_tf.rewrite.check_transfers import reductions
 from whale_tf.rewrite.placed import HOST
 from whale_tf.rewrite.program import Program
 
@@ -29,6 +36,7 @@ def collapse(program: Program) -> Program:
             ref = received[ref.node]
         return ref
 
+    reduced = reductions(program.main)
     nodes: list[Node] = []
     last: tuple[str, ...] = ()
     for node in program.main:
@@ -38,7 +46,16 @@ def collapse(program: Program) -> Program:
                 control, last = (*dict.fromkeys((*control, *last)),), (node.name,)
             inputs = tuple(source(ref) for ref in node.inputs)
             device = node.device if node.op == "Read" else HOST  # a variable can only be read where it is
-            nodes.append(node.with_(inputs=inputs, control=control, device=device))
+            node = node.with_(inputs=inputs, control=control, device=device)
+            nodes.append(_added(node, reduced[node.attrs["id"]], source) if node.op == "Reduce" else node)
     calls = [node.name for node in nodes if node.op == "Call"]
     main = Graph.of(nodes, [source(ref) for ref in program.main.outputs], calls)
     return replace(program, main=main, inline=False)  # a call that is not dissolved has a name in the message
+
+
+def _added(node: Node, peers: Sequence[Node], source: Callable[[Ref], Ref]) -> Node:
+    """The operation that adds what all nodes of a Reduce take."""
+    count = len(node.inputs)
+    inputs = tuple(source(peer.inputs[index]) for index in range(count) for peer in peers)
+    attrs = {"M": len(inputs), "K": count, "parts": len(peers), "T": node.attrs["T"], "scale": node.attrs["scale"]}
+    return node.with_(op="WhaleSum", inputs=inputs, attrs=attrs)

@@ -28,6 +28,7 @@ class Merging:
         self.binder = binder
         self.known: dict[Ref, Placed] = {}
         self.reduced: dict[str, list[Placed]] = {}
+        self.last_collective: dict[int, str] = {}
 
     def value(self, ref: Ref) -> Placed:
         """The step's value of a tensor that every micro-batch has."""
@@ -46,13 +47,24 @@ class Merging:
         if rows or dtype not in REDUCED:
             return self._collected(marker, group, rows=rows)
         if marker.name not in self.reduced:
-            self._reduce(self.bucket_of.get(marker.name, (marker.name,)))
+            self._reduce_bucket_of(marker.name)
         return self.reduced[marker.name][group]
 
     @cached_property
-    def bucket_of(self) -> Mapping[str, tuple[str, ...]]:
-        """The gradients that one is reduced together with."""
-        return {name: bucket for bucket in self.binder.plan.buckets for name in bucket}
+    def bucket_of(self) -> Mapping[str, int]:
+        """The bucket of a gradient, by index."""
+        return {name: index for index, bucket in enumerate(self.binder.plan.buckets) for name in bucket}
+
+    def _reduce_bucket_of(self, name: str) -> None:
+        """Reduces a gradient with all of its bucket; collectives in the plan's order, for that is each device's too."""
+        plan, index = self.binder.plan, self.bucket_of.get(name)
+        if index is None:
+            self._reduce((name,))
+            return
+        before = [each for each in plan.collective if each < index] if index in plan.collective else []
+        for bucket in [plan.buckets[each] for each in (*before, index)]:
+            if bucket[0] not in self.reduced:
+                self._reduce(bucket)
 
     def _collected(self, marker: Node, group: int, *, rows: bool) -> Placed:
         """The values of all replicas sent to each group: rows of IndexedSlices, or what no collective adds."""
@@ -90,6 +102,8 @@ class Merging:
         """The sums of gradients over the replicas of a group, all in one operation."""
         binder, replicas = self.binder, self.binder.plan.layout.groups[group]
         device = binder.plan.device_of.get(markers[0].name, (HOST,))[group]
+        if len(replicas) > 1 and self.bucket_of.get(markers[0].name) in binder.plan.collective:
+            return self._by_collective(markers, replicas, device, scale)
         values = [[binder.move(s, device) for r in replicas for s in binder.sums[m.name, r]] for m in markers]
         parts, kinds = len(values[0]), [marker.outputs[0] for marker in markers]
         if parts == 1 or kinds[0].dtype not in SUMMED or "CPU" not in binder.plan.layout.devices[device]:
@@ -102,6 +116,22 @@ class Merging:
         flat = [value for each in values for value in each]
         made = binder.add(f"{markers[0].name}/total", "WhaleSum", flat, kinds, device, **attrs)
         return [Placed(made._replace(index=index), device) for index in range(len(markers))]
+
+    def _by_collective(
+        self, markers: Sequence[Node], replicas: Sequence[int], owner: int, scale: float
+    ) -> list[Placed]:
+        """The same, where each replica's device takes part with its own gradients; the others' results are not used."""
+        binder, kinds = self.binder, [marker.outputs[0] for marker in markers]
+        own = [[value for marker in markers for value in binder.sums[marker.name, replica]] for replica in replicas]
+        devices = tuple(values[0].device for values in own)
+        attrs = {"T": kinds[0].dtype, "N": len(kinds), "devices": devices, "scale": scale, "id": binder.next_id()}
+        for values, device in zip(own, devices, strict=True):
+            inputs = [value.ref for value in values]
+            made = binder.add(f"{markers[0].name}/reduced", "Reduce", inputs, kinds, device, **attrs).node
+            if device in self.last_collective:
+                binder.nodes[made] = binder.nodes[made].with_(control=(self.last_collective[device],))
+            self.last_collective[device] = made
+        return [Placed(Ref(self.last_collective[owner], index), owner) for index in range(len(markers))]
 
     def _varies(self, marker: Node) -> bool:
         """Whether the other part of the IndexedSlices differs between micro-batches."""

@@ -8,6 +8,7 @@ The nodes of the main graph carry the device they run on. Besides TensorFlow's o
 | `Send`    | value  | to device `to` under `key`; between processes under the number `id`   |
 | `Recv`    |        | what device `source` sent under `key`                                |
 | `AllReduce` | values | `scale` times the sums over the nodes of the same `id`, in `ranks`   |
+| `Reduce` | values | the same over nodes on `devices` of one process, by a collective; the owner's are used |
 | `WhaleSum` | values | `scale` times the sum of each `parts` of them, one after another         |
 | `Read`    |        | the value of variable `variable` when the step begins                |
 | `Assign`  | value  | the new value of variable `variable`                                 |
@@ -56,6 +57,14 @@ class Program:
     def process_of(self, node: Node) -> int:
         """The process that runs a node of the main graph."""
         return self.processes[node.device] if self.processes else 0
+
+    def processes_with(self, op: str) -> dict[str, frozenset[int]]:
+        """For each variable the processes that have a node of this op, Read or Assign, for it."""
+        found: dict[str, set[int]] = {}
+        for node in self.main:
+            if node.op == op:
+                found.setdefault(node.attrs["variable"].decode(), set()).add(self.process_of(node))
+        return {name: frozenset(processes) for name, processes in found.items()}
 
     def outputs_of(self, process: int) -> tuple[Ref, ...]:
         """The step's outputs in one process."""

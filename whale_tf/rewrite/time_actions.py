@@ -17,16 +17,17 @@ themselves, which only swap a buffer, and the joining of the step's results are 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from whale_tf.ir.graph import DType, Graph, Node, Ref, Shape, TensorType
+from whale_tf.rewrite.check_transfers import reductions
 from whale_tf.rewrite.program import Program
 
 UPDATE = "U"
 NOTHING_TO_WAIT_FOR = frozenset({"Const", "Take", "Outside"})
-NO_WORK = NOTHING_TO_WAIT_FOR | {"Read", "Assign", "Send", "Recv", "AllReduce", "Slice", "Call", "NoOp"}
+NO_WORK = NOTHING_TO_WAIT_FOR | {"Read", "Assign", "Send", "Recv", "AllReduce", "Reduce", "Slice", "Call", "NoOp"}
 TIME = TensorType(DType("float64"), Shape())
 
 
@@ -84,6 +85,7 @@ class _Timing:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.main = program.main
+        self.reduced = reductions(program.main)
         self.host = program.devices[program.host].rsplit("/device:", 1)[0] + "/device:CPU:0"
         self.devices = (*program.devices, *([] if self.host in program.devices else [self.host]))
         self.nodes: dict[str, Node] = {}
@@ -171,11 +173,18 @@ class _Timing:
             node = self.main[self.main[node.twin].inputs[0].node]
         return node
 
+    def sources(self, name: str) -> Iterator[Node]:
+        """What computed the values that a node takes: for a sum over devices, on all of them."""
+        for ref in self.main[name].inputs:
+            node = self.source(ref.node)
+            peers = self.reduced[node.attrs["id"]] if node.op == "Reduce" else []
+            yield from [self.source(each.node) for peer in peers for each in peer.inputs] or [node]
+
     def transfers(self) -> tuple[tuple[int, int], ...]:
         found: dict[tuple[int, int], None] = {}
         for name, span in self.span_of.items():
-            for ref in self.main[name].inputs:
-                giver = self.span_of.get(self.source(ref.node).name, span)
+            for source in self.sources(name):
+                giver = self.span_of.get(source.name, span)
                 if self.spans[giver].device != self.spans[span].device:
                     found[giver, span] = None
         return tuple(found)

@@ -18,6 +18,8 @@ from whale_tf.plan.plan import Plan
 from whale_tf.rewrite.collapse import collapse
 from whale_tf.rewrite.localize import localize
 from whale_tf.rewrite.program import Program
+from whale_tf.run.away import Holding, bring_back, handle_of
+from whale_tf.run.collectives import form_groups
 from whale_tf.run.communicator import load, next_ids
 from whale_tf.run.failure import run_error, world_error
 from whale_tf.run.lower import Lowered, lower
@@ -39,6 +41,7 @@ class Parts:
       line_of: the user's line of an operation.
       traces: what owns the functions of `library`: TensorFlow forgets them with it.
       world: the processes that run it together; None if this one is alone.
+      name: the user's step.
     """
 
     plan: Plan
@@ -51,6 +54,7 @@ class Parts:
     line_of: Callable[[str], Line]
     traces: Sequence[Any]
     world: World | None = None
+    name: str = "step"
 
 
 class Compiled:
@@ -60,13 +64,20 @@ class Compiled:
         self.parts = parts
         self.plan = parts.plan
         self.rank = parts.world.rank if parts.world else 0
+        self.holding = _holding(parts)
         self.program = localize(parts.program, self.rank)
         self.lowered, names = self._register(self.program)
         weakref.finalize(self, _remove, names)
+        form_groups(self.lowered.groups)
 
     def __call__(self, tensors: Sequence[tf.Tensor]) -> Any:
         """Runs the step on the global batch; the variables have their new values when it returns."""
         return self.parts.result(self._guarded(self.lowered, tensors))
+
+    def gather(self) -> None:
+        """Brings all its variables up to date in every process; nothing in a process that is alone."""
+        if self.parts.world is not None:
+            bring_back(self.parts.world, self.parts.variables.values())
 
     @contextlib.contextmanager
     def variant(self, program: Program) -> Iterator[Callable[[Sequence[tf.Tensor]], list[tf.Tensor]]]:
@@ -80,7 +91,7 @@ class Compiled:
     def _run(self, lowered: Lowered, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         inputs = [tensors[index] for index in lowered.arguments]
         inputs += [self.parts.outside[index] for index in lowered.outside]
-        inputs += [self.parts.variables[name].handle for name in lowered.variables]
+        inputs += [handle_of(self.parts.variables[name]) for name in lowered.variables]
         signature = lowered.main.signature
         attrs = ("config_proto", lowered.config, "executor_type", "")
         return list(execute.execute(signature.name, len(signature.output_arg), inputs, attrs, context.context()) or ())
@@ -90,14 +101,19 @@ class Compiled:
         member = self.parts.world.member if self.parts.world else None
         if member is not None:
             member.check()
+        if self.holding is not None:
+            self.holding.prepare()
         try:
-            return self._run(lowered, tensors)
+            outputs = self._run(lowered, tensors)
         except tf.errors.OpError as error:
             if member is not None:
                 raise world_error(error, self.parts, member) from error
             vague = isinstance(error, tf.errors.CancelledError) or (self.program.inline and self.plan.parts > 1)
             cause = (self._cause(tensors) if vague else None) or error
             raise run_error(cause, self.parts) from cause
+        if self.holding is not None:
+            self.holding.settle()
+        return outputs
 
     def _cause(self, tensors: Sequence[tf.Tensor]) -> tf.errors.OpError | None:
         """What failed and in which call, if the step fails on one device too; the variables are not touched."""
@@ -124,6 +140,13 @@ class Compiled:
             here.add_function_def(function)
             names.append(function.signature.name)
         return lowered, names
+
+
+def _holding(parts: Parts) -> Holding | None:
+    if parts.world is None:
+        return None
+    read_in, assigned_in = (parts.program.processes_with(op) for op in ("Read", "Assign"))
+    return Holding(parts.name, parts.world, parts.variables, read_in, assigned_in)
 
 
 def _remove(names: Sequence[str]) -> None:

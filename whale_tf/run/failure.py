@@ -40,6 +40,7 @@ DISSOLVED = re.compile(r"\{\{(?:colocation_)?node (?:Func/)?r(\d+)/(\d+)([FBIW])
 FUNCTION = re.compile(r"\{\{function_node whale_\d+_(\d+)([FBIW])")
 # What an operation says that others have ended; TensorFlow gives it another class, so that it is not taken for its own.
 FROM_OTHERS = re.compile("originally returned UnavailableError|originally returned AbortedError")
+COLLECTIVES_ENDED = "Collective ops is aborted by"  # by an error of their own: those of the process stay so
 SECONDS_TO_HEAR = 2.0  # from an operation's failure to the hub's word of why
 PHASES = {"F": "forward", "B": "backward", "I": "input gradients", "W": "weight gradients"}
 
@@ -49,6 +50,8 @@ def run_error(error: tf.errors.OpError, parts: Parts) -> RunError:
     block = _root(error.message or str(error))
     alone = parts.world is None
     way_out = "The variables are as before this call, and the next one runs normally."
+    if COLLECTIVES_ENDED in block:
+        way_out = "The variables are as before this call. TensorFlow's collectives are broken: start the process again."
     if not alone:
         way_out = "The run ends with it in all processes."
     if isinstance(error, tf.errors.DeadlineExceededError) and not alone:

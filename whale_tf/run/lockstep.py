@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from whale_tf.errors import VariableError
+from whale_tf.run.away import is_away
 from whale_tf.run.processes import World
 
 COMPARED_EVERY = 64  # calls; and at the 2nd, 4th, 8th ... before
@@ -51,14 +52,14 @@ class Lockstep:
         early = self._calls > 1 and self._calls & (self._calls - 1) == 0
         if world is None or not (early or self._calls % COMPARED_EVERY == 0):
             return
-        own = {name: _sample(variable) for name, variable in variables.items()}
+        own = {name: _sample(variable) for name, variable in variables.items() if not is_away(variable)}
         payload = json.dumps({name: sample for name, sample in own.items() if sample is not None}).encode()
         found = [json.loads(each) for each in world.exchange(f"the variables of step '{self._name}'", payload)]
         details = []
-        for name in found[0]:
-            samples = [each[name] for each in found]
-            if _apart(samples):
-                details += [f"{name}: rank {rank}: {sample[0]:.9g}" for rank, sample in enumerate(samples)]
+        for name in variables:
+            samples = {rank: each[name] for rank, each in enumerate(found) if name in each}
+            if _apart(list(samples.values())):
+                details += [f"{name}: rank {rank}: {sample[0]:.9g}" for rank, sample in samples.items()]
         if details:
             raise VariableError(
                 "the processes have assigned different values to a variable",
@@ -85,4 +86,4 @@ def _apart(samples: Sequence[Sequence[float]]) -> bool:
     sums = np.array([sample[0] for sample in samples])
     if not np.isfinite(sums).all():
         return len({repr(value) for value in sums}) > 1
-    return bool(np.ptp(sums) > TOLERANCE * max(sample[1] for sample in samples))
+    return sums.size > 1 and bool(np.ptp(sums) > TOLERANCE * max(sample[1] for sample in samples))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import tensorflow as tf
@@ -15,6 +15,7 @@ from tensorflow.python.framework import op_def_registry  # private; tried with 2
 
 from whale_tf.ir.graph import ALIAS_OPS, DType, Function, Graph, Node, Opaque, Ref, Shape, TensorType
 from whale_tf.rewrite.program import Program
+from whale_tf.run.collectives import Expansion, Group
 
 HOST = "/job:localhost/replica:0/task:0/device:CPU:0"
 
@@ -30,6 +31,7 @@ class Lowered:
       outside: the same for tensors from outside.
       variables: the names of the variables whose handles it takes.
       config: how TensorFlow is to optimize it, a serialized ConfigProto.
+      groups: the devices that reduce together, by the key of their group; they are to be formed before it runs.
     """
 
     main: function_pb2.FunctionDef
@@ -38,6 +40,7 @@ class Lowered:
     outside: tuple[int, ...]
     variables: tuple[str, ...]
     config: bytes
+    groups: Mapping[int, Group] = field(default_factory=dict)
 
 
 def lower(program: Program, calls: Mapping[str, Graph], prefix: str, first_id: int = 0) -> Lowered:
@@ -97,6 +100,7 @@ class _Writer:
         self.arguments: dict[str, str] = {}
         self.ops: dict[str, Node] = {}
         self.aliases: dict[str, Ref] = {}
+        self.parts: dict[Ref, Ref] = {}
 
     def argument(self, ref: Ref, kind: TensorType, name: str) -> None:
         """Adds an argument that stands for a tensor."""
@@ -129,6 +133,7 @@ class _Writer:
         """A tensor as FunctionDefs name it."""
         while ref.node in self.aliases:
             ref = self.aliases[ref.node]
+        ref = self.parts.get(ref, ref)
         if ref.node in self.arguments:
             return self.arguments[ref.node]
         return f"{ref.node}:{output_name(self.ops[ref.node], ref.index)}"
@@ -159,6 +164,11 @@ class _Main:
         self.prefix = prefix
         self.first_id = first_id
         self.config = optimize_once()
+        self.groups: dict[int, Group] = {}
+        self.peers: dict[int, list[str]] = {}
+        for node in program.main:
+            if node.op == "Reduce":
+                self.peers.setdefault(node.attrs["id"], []).append(node.name)
         self.writer = _Writer(f"{prefix}_main", renamed)
 
     def lower(self, bodies: list[function_pb2.FunctionDef]) -> Lowered:
@@ -179,10 +189,11 @@ class _Main:
                 self._node(node)
         proto = writer.finish(main, inline=True)
         for node in main:
-            if node.op in ("Send", "AllReduce"):  # others wait for it, whether or not something is done with it here
+            # Others wait for these, whether or not something is done with them here.
+            if node.op in ("Send", "AllReduce", "Reduce"):
                 writer.control(node.name)
         indices = [tuple(node.attrs["index"] for node in nodes) for nodes in (taken, outside)]
-        return Lowered(proto, tuple(bodies), indices[0], indices[1], tuple(variables), self.config)
+        return Lowered(proto, tuple(bodies), indices[0], indices[1], tuple(variables), self.config, self.groups)
 
     def _node(self, node: Node) -> None:
         device = self.program.devices[node.device]
@@ -201,6 +212,8 @@ class _Main:
         elif node.op == "AllReduce":
             own = {"id": self.first_id + node.attrs["id"], "rank": self.program.process}
             self.writer.node(node, _beside(device), op="WhaleAllReduce", attrs={**node.attrs, **own})
+        elif node.op == "Reduce":
+            self._collective(node, device)
         elif node.op == "Read":
             attrs = {"dtype": node.outputs[0].dtype}
             self.writer.node(node, device, op="ReadVariableOp", attrs=attrs, extra=[self._handle(node)])
@@ -209,6 +222,15 @@ class _Main:
             self.writer.node(node, device, op="AssignVariableOp", attrs=attrs, extra=[self._handle(node)])
         else:
             self.writer.node(node, device)
+
+    def _collective(self, node: Node, device: str) -> None:
+        devices = tuple(self.program.devices[index] for index in node.attrs["devices"])
+        group = Group(devices)
+        self.groups.setdefault(group.key, group)
+        expansion = Expansion(node, group, self.first_id + node.attrs["id"], self.peers[node.attrs["id"]])
+        for each in expansion.nodes:
+            self.writer.node(each, device)
+        self.writer.parts |= expansion.parts
 
     def _handle(self, node: Node) -> str:
         return self.handles[node.attrs["variable"].decode()]

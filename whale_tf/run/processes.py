@@ -17,11 +17,13 @@ import tensorflow as tf
 from whale_tf.errors import PlanError, RunError
 from whale_tf.run.ops import broadcast
 from whale_tf.world import Member
+from whale_tf.world.agreement import by_ranks, first_difference
 
 # What MPI carries as it is; values of other types are few and small, and go to all as bytes.
 CARRIED = (tf.float16, tf.bfloat16, tf.float32, tf.float64, tf.int32, tf.int64, tf.bool)
 
 FAILED = "failed"
+LONGEST_LINE = 160  # of a program that an error shows
 WORD = re.compile(r"[\w./-]+")
 # Names that TensorFlow makes of its count of functions: of a custom gradient, and of what a loop's condition ignores.
 COUNTED = re.compile(r"(?<=CustomGradient-)\d+|(?<=_)\d+(?=___redundant_placeholder)")
@@ -79,12 +81,13 @@ def agree(world: World, step: str, facts: Mapping[str, str], text: Callable[[], 
         return
     details = []
     for name in differing:
-        details += [f"{name}: {_ranks(ranks)} {value}" for value, ranks in _by_value(each.get(name) for each in found)]
-    programs = [
-        zlib.decompress(each).decode().splitlines()
-        for each in world.exchange(f"the program of step '{step}'", zlib.compress(text().encode()))
-    ]
-    details += _first_difference(programs)
+        said = {rank: each.get(name, "(nothing)") for rank, each in enumerate(found)}
+        details += [f"{name}: {line}" for line in by_ranks(said)]
+    written = world.exchange(f"the program of step '{step}'", zlib.compress(text().encode()))
+    programs = {rank: zlib.decompress(each).decode() for rank, each in enumerate(written)}
+    if len(set(programs.values())) > 1:
+        lines = first_difference(programs)
+        details += by_ranks({rank: line[:LONGEST_LINE] for rank, line in lines.items()})
     raise PlanError(
         f"the processes do not run the same step '{step}'",
         details=details,
@@ -102,24 +105,25 @@ def tell_failure(world: World, step: str, error: Exception) -> None:
         world.exchange(f"the plan of step '{step}'", payload)
 
 
-def share_variables(world: World, variables: Mapping[str, Any]) -> None:
+def share_variables(world: World, variables: Iterable[Any]) -> None:
     """Gives every process the values that the first one's variables have."""
     by_type: dict[tf.DType, list[Any]] = {}
-    for variable in variables.values():
+    for variable in variables:
         by_type.setdefault(variable.dtype, []).append(variable)
     for dtype, members in by_type.items():
         values = [variable.read_value() for variable in members]
-        for variable, value in zip(members, _shared(world, dtype, values), strict=True):
+        for variable, value in zip(members, share(world, dtype, values), strict=True):
             if world.rank:
                 variable.assign(value)
 
 
-def _shared(world: World, dtype: tf.DType, values: list[tf.Tensor]) -> list[tf.Tensor]:
+def share(world: World, dtype: tf.DType, values: list[tf.Tensor], source: int = 0) -> list[tf.Tensor]:
+    """The values that one process has, in all of them; those of the others only give the shapes."""
     if dtype in CARRIED:
-        return list(broadcast(values))
+        return list(broadcast(values, source))
     written = json.dumps([tf.io.serialize_tensor(value).numpy().hex() for value in values]).encode()
-    first = world.exchange(f"variables of type {dtype.name}", b"" if world.rank else written)[0]
-    return [tf.io.parse_tensor(bytes.fromhex(text), dtype) for text in json.loads(first)]
+    given = world.exchange(f"variables of type {dtype.name}", written if world.rank == source else b"")[source]
+    return [tf.io.parse_tensor(bytes.fromhex(text), dtype) for text in json.loads(given)]
 
 
 def canonical(text: str, functions: Mapping[str, Any]) -> str:
@@ -146,23 +150,3 @@ def canonical(text: str, functions: Mapping[str, Any]) -> str:
 def digest_of(text: str) -> str:
     """16 hexadecimal digits."""
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
-def _by_value(values: Iterable[Any]) -> list[tuple[Any, list[int]]]:
-    found: dict[Any, list[int]] = {}
-    for rank, value in enumerate(values):
-        found.setdefault(value, []).append(rank)
-    return list(found.items())
-
-
-def _first_difference(programs: list[list[str]]) -> list[str]:
-    """The first line in which the programs differ, once for each that is different."""
-    for number in range(max(map(len, programs))):
-        lines = _by_value(program[number].strip() if number < len(program) else "ends" for program in programs)
-        if len(lines) > 1:
-            return [f"line {number + 1}: {_ranks(ranks)} {line[:160]}" for line, ranks in lines]
-    return []
-
-
-def _ranks(ranks: list[int]) -> str:
-    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}:"

@@ -205,6 +205,21 @@ class Step:
             self._batch = arguments.tensors
             return self._for(arguments, "plan", args).plan
 
+    def gather(self) -> None:
+        """Brings the step's variables up to date in every process: to save, export or evaluate them there.
+
+        Where stages are in several processes, a trained variable and its slots are kept up to date where they are used;
+        elsewhere reading one is an error. After this they can be read everywhere, until the next call. Every process
+        must call it. Within one process there is nothing to do.
+
+        Raises:
+          RunError: another process did not come.
+        """
+        with self._lock:
+            self._lockstep.report("gather", lambda: "of its variables")
+            for compiled in self._compiled.values():
+                compiled.gather()
+
     def timeline(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Timeline:
         """Runs one step, measured, and writes when each device did what; the variables stay as they are.
 

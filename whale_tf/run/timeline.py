@@ -22,6 +22,7 @@ import tensorflow as tf
 
 from whale_tf.plan.grid import Action
 from whale_tf.rewrite.time_actions import UPDATE, Timed, timed
+from whale_tf.run.away import is_away
 from whale_tf.run.compiled import Compiled
 from whale_tf.run.processes import World
 
@@ -193,7 +194,7 @@ def _of_all(world: World, own: Timeline, began: float) -> Timeline:
 @contextlib.contextmanager
 def kept(variables: Iterable[Any]) -> Iterator[None]:
     """Gives variables the values back that they had, whatever happens to them within."""
-    before = [(variable, variable.read_value()) for variable in variables]
+    before = [(variable, variable.read_value()) for variable in variables if not is_away(variable)]
     try:
         yield
     finally:

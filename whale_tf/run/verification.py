@@ -129,10 +129,11 @@ def verify(plain: Any, compiled: Compiled, arguments: Arguments, steps: int = 1)
             way_out="Use verify(..., steps=1), or leave steps out.",
         )
     args, kwargs = arguments.rebuilt(arguments.tensors)
+    compiled.gather()
     state = _states(compiled.parts.variables, plain.get_concrete_function(*args, **kwargs).graph.variables)
     before = {name: variable.read() for name, variable in state.items()}
     try:
-        planned = _run(lambda: compiled(arguments.tensors), steps, state)
+        planned = _run(lambda: compiled(arguments.tensors), steps, state, after=compiled.gather)
         _restore(state, before)
         single = _run(lambda: plain(*args, **kwargs), steps, state)
     finally:
@@ -147,9 +148,12 @@ class _Result(NamedTuple):
     variables: dict[str, tf.Tensor]
 
 
-def _run(step: Callable[[], Any], steps: int, state: Mapping[str, _State]) -> _Result:
+def _run(
+    step: Callable[[], Any], steps: int, state: Mapping[str, _State], after: Callable[[], None] = lambda: None
+) -> _Result:
     for _ in range(steps):
         outputs = step()
+    after()
     return _Result(_named(outputs), {name: variable.read() for name, variable in state.items()})
 
 
