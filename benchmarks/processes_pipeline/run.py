@@ -14,7 +14,8 @@ from benchmarks.pipeline.contender import MICRO_BATCHES, STAGES
 from benchmarks.pipeline.run import TOLERANCE
 from benchmarks.processes_pipeline.contender import size_of
 
-WHALE, ALONE = "whale", "one process"
+ALONE = "one process"
+WHALE = {"whale, 1f1b": "1f1b", "whale, zero_bubble": "zero_bubble"}
 LOOPS = ("unrolled loop", "while loop")
 MODULE = "benchmarks.processes_pipeline.contender"
 WARM_UP_STEPS = 3
@@ -24,23 +25,23 @@ BUBBLE_ALLOWS = STAGES * MICRO_BATCHES / (MICRO_BATCHES + STAGES - 1)
 
 def main() -> None:
     """Measures and prints."""
-    parser = arguments(__doc__ or "", rounds=15, steps=5)
-    parser.add_argument("--schedule", default="1f1b", help="whale's schedule")
-    options = parser.parse_args()
+    options = arguments(__doc__ or "", rounds=15, steps=5).parse_args()
     small = ["--small"] if options.small else []
     with Groups() as groups:
         groups.start(ALONE, 1, [MODULE, "alone", *small])
-        groups.start(WHALE, STAGES, [MODULE, "whale", *small, "--schedule", options.schedule], whale_run=True)
+        for name, schedule in WHALE.items():
+            groups.start(name, STAGES, [MODULE, "whale", *small, "--schedule", schedule], whale_run=True)
         groups.wait()
-        contenders = {loop: (ALONE, loop) for loop in LOOPS} | {WHALE: (WHALE, "step")}
+        contenders = {loop: (ALONE, loop) for loop in LOOPS}
+        contenders |= {name: (name, "step") for name in WHALE}
         losses = {name: groups.run(*of_group, WARM_UP_STEPS)[1] for name, of_group in contenders.items()}
         check_losses(losses, tolerance=TOLERANCE)
         turns = {name: partial(groups.turn, group, step, options.steps) for name, (group, step) in contenders.items()}
         measured = alternate(turns, rounds=options.rounds, steps=1)
-    peer = min((one for one in measured if one.name != WHALE), key=lambda one: one.median)
-    size = size_of(options.small)
-    layout = f"{STAGES} stages in processes of one core each x {MICRO_BATCHES} micro-batches, {options.schedule}"
-    report(f"Pipeline, {layout}: {size}", measured, [Claim(peer.name, WHALE, at_least=0.95 * BUBBLE_ALLOWS)])
+    peer = min((one for one in measured if one.name in LOOPS), key=lambda one: one.median)
+    claims = [Claim(peer.name, name, at_least=0.95 * BUBBLE_ALLOWS) for name in WHALE]
+    layout = f"{STAGES} stages in processes of one core each x {MICRO_BATCHES} micro-batches"
+    report(f"Pipeline, {layout}: {size_of(options.small)}", measured, claims)
 
 
 if __name__ == "__main__":

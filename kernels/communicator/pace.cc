@@ -11,7 +11,7 @@ namespace {
 using std::chrono::microseconds;
 
 // Of one message between processes that are both awake: worth to poll for.
-constexpr microseconds kPoll(20);
+constexpr microseconds kPoll(5);
 // Others that share the core get it, but this thread is back soon.
 constexpr microseconds kYield(200);
 constexpr microseconds kShortestSleep(20);
@@ -19,9 +19,7 @@ constexpr microseconds kLongestSleep(200);
 // While others compute, where nothing wakes this thread: waking up by itself then takes up to a tenth of a core.
 constexpr microseconds kShortestBusySleep(100);
 constexpr microseconds kLongestBusySleep(200);
-// Where a sleep ends when something comes: a message that is on its way needs both ends for so long.
-constexpr microseconds kUnderWay(1000);
-constexpr microseconds kUnderWaySleep(50);
+// Where a sleep ends when something comes.
 constexpr microseconds kLongestWokenSleep(5000);
 
 Clock::duration TimeOf(clockid_t clock) {
@@ -46,7 +44,9 @@ Clock::duration Pace::Rest(bool is_woken) {
   const Clock::time_point now = Clock::now();
   const Clock::duration still = now - moved_at_;
   if (still < kPoll) return Clock::duration::zero();
-  if (is_woken) return still < kUnderWay ? kUnderWaySleep : std::min<Clock::duration>(still, kLongestWokenSleep);
+  // A long message needs both ends while it is on its way: soon first, then ever later. Each look costs the thread that
+  // computes on this core, so that it is not worth to look for long (benchmarks/processes_data_parallel).
+  if (is_woken) return std::min<Clock::duration>(still, kLongestWokenSleep);
   if (OthersCompute(now)) return std::clamp<Clock::duration>(still, kShortestBusySleep, kLongestBusySleep);
   if (still < kYield) {
     std::this_thread::yield();

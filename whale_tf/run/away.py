@@ -64,7 +64,7 @@ class Holding:
             variable = self.variables[name]
             if len(holders) == self.world.size:
                 _come_back(variable)
-            else:
+            elif holders_of(variable) is not holders or is_away(variable) == (self.world.rank in holders):
                 setattr(variable, _HOLDERS, holders)
                 if self.world.rank in holders:
                     _make_readable(variable)
