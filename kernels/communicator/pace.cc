@@ -12,8 +12,8 @@ using std::chrono::microseconds;
 
 // Of one message between processes that are both awake: worth to poll for.
 constexpr microseconds kPoll(5);
-// Others that share the core get it, but this thread is back soon.
-constexpr microseconds kYield(200);
+// The same while no other thread of the process computes.
+constexpr microseconds kIdlePoll(200);
 constexpr microseconds kShortestSleep(20);
 constexpr microseconds kLongestSleep(200);
 // While others compute, where nothing wakes this thread: waking up by itself then takes up to a tenth of a core.
@@ -44,14 +44,15 @@ Clock::duration Pace::Rest(bool is_woken) {
   const Clock::time_point now = Clock::now();
   const Clock::duration still = now - moved_at_;
   if (still < kPoll) return Clock::duration::zero();
-  // A long message needs both ends while it is on its way: soon first, then ever later. Each look costs the thread that
-  // computes on this core, so that it is not worth to look for long (benchmarks/processes_data_parallel).
-  if (is_woken) return std::min<Clock::duration>(still, kLongestWokenSleep);
-  if (OthersCompute(now)) return std::clamp<Clock::duration>(still, kShortestBusySleep, kLongestBusySleep);
-  if (still < kYield) {
-    std::this_thread::yield();
+  const bool others_compute = OthersCompute(now);
+  if (!others_compute && still < kIdlePoll) {
+    std::this_thread::yield();  // one of them may only wait for this core, to compute again
     return Clock::duration::zero();
   }
+  // A long message needs both ends while it is on its way, though nothing wakes them: look soon first, then ever later,
+  // since each look takes the core from the thread that computes (benchmarks/processes_data_parallel).
+  if (is_woken) return std::min<Clock::duration>(still, kLongestWokenSleep);
+  if (others_compute) return std::clamp<Clock::duration>(still, kShortestBusySleep, kLongestBusySleep);
   // The longer nothing has come, the longer until it is looked at again: a tenth of that.
   return std::clamp<Clock::duration>(still / 10, kShortestSleep, kLongestSleep);
 }
