@@ -128,7 +128,8 @@ def _gathered(world: World, local: Cluster, given: Cluster | None) -> Cluster:
         Cluster.from_proto(cluster_pb2.Cluster.FromString(each))
         for each in world.exchange("the devices of whale.init", own.to_proto().SerializeToString())
     ]
-    return given or Cluster(tuple(device for each in clusters for device in each))
+    found = given or Cluster(tuple(device for each in clusters for device in each))
+    return replace(found, rank=world.rank)
 
 
 def _share_seed(world: World) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from whale_tf._protos import cluster_pb2
@@ -142,3 +144,11 @@ def test_refuses_a_virtual_device_that_does_not_fit() -> None:
 def test_refuses_a_virtual_device_without_distinct_devices(devices: tuple[int, ...]) -> None:
     with pytest.raises(DeviceError, match="is no virtual device"):
         VirtualDevice(devices)
+
+
+def test_the_rank_is_no_part_of_a_cluster() -> None:
+    cluster = Cluster((Device.named("CPU:0"),))
+    third = replace(cluster, rank=2)
+    assert third == cluster
+    assert repr(third) == repr(cluster)
+    assert Cluster.from_proto(third.to_proto()).rank == 0

@@ -30,7 +30,7 @@ def refused(variable: Any) -> bool:
 
 
 def main() -> None:
-    whale.init(devices=1)
+    assert whale.init(devices=1).rank == RANK
     keras.utils.set_random_seed(0)
     first, second = keras.layers.Dense(16, activation="relu"), keras.layers.Dense(1)
     model = keras.Sequential([keras.Input((4,)), first, second])

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, TypeVar
 
 from whale_tf._protos import cluster_pb2
@@ -143,12 +143,15 @@ class Link:
 class Cluster:
     """The devices of a run, in the order they are handed out, and the known links between them.
 
+    Attributes:
+      rank: the number of the process that asks, of which its devices have the number too; not a part of the value.
     Raises:
       DeviceError: no device, a device or a link twice, or a link that is none.
     """
 
     devices: tuple[Device, ...]
     links: tuple[Link, ...] = ()
+    rank: int = field(default=0, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "devices", tuple(self.devices))
@@ -303,10 +306,10 @@ def _repeated(values: Iterable[Value]) -> list[Value]:
 def _written(value: Any) -> str:
     """The expression that makes a dataclass: required fields by position, others by name if they say something."""
     parts = []
-    for field in fields(value):
-        content = getattr(value, field.name)
-        if field.default is MISSING:
+    for each in filter(lambda each: each.repr, fields(value)):
+        content = getattr(value, each.name)
+        if each.default is MISSING:
             parts.append(repr(content))
-        elif content != field.default:
-            parts.append(f"{field.name}={content!r}")
+        elif content != each.default:
+            parts.append(f"{each.name}={content!r}")
     return f"{type(value).__name__}({', '.join(parts)})"
