@@ -50,6 +50,14 @@ def main() -> None:
         return loss
 
     @whale.function
+    def train_replicas(x: Any, y: Any) -> Any:
+        with tf.GradientTape() as tape, whale.replica(2):
+            loss = tf.reduce_mean((model(x) - y) ** 2)
+        for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True):
+            variable.assign_sub(gradient)
+        return loss
+
+    @whale.function
     def evaluate(x: Any, y: Any) -> Any:
         with whale.replica(2):
             return tf.reduce_mean((model(x) - y) ** 2)
@@ -78,6 +86,8 @@ def main() -> None:
     assert report.largest < 1e-5, str(report)
     train(x, y)
     train.timeline(FOLDER / "trace.json")
+    train(x, y)
+    train_replicas.timeline(FOLDER / "replicas.json", x, y)  # changes what is away, and nothing in the end
     train.gather()
     before = plain(x, y)
     path = FOLDER / f"{RANK}.weights.h5"

@@ -6,8 +6,9 @@
     gather            all up to date everywhere, until the next step
 
 A variable that is away has another class, which refuses its handle, and for TensorFlow's C++ a handle of nothing.
-Functions that were traced before have the true one, and find one NaN there, which fits no shape or shows. Where it is
-up to date is remembered on the variable, alike in all processes, since all run the same steps.
+Functions that were traced before have the true one, and find a tensor there that fits nothing: no elements in more
+dims than operations take. Where a variable is up to date is remembered on it, alike in all processes, since all run the
+same steps.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.eager import context  # private; tried with 2.21
 from tensorflow.python.ops import gen_resource_variable_ops, resource_variable_ops  # private; tried with 2.21
 
 from whale_tf.errors import VariableError
@@ -28,6 +30,7 @@ from whale_tf.run.processes import World, share
 _HOLDERS = "_whale_holders"  # attributes of a variable: the processes where it is up to date, if not in all,
 _REFUSAL = "_whale_refusal"  # the error for who reads it elsewhere,
 _HANDLE = "_whale_handle"  # and there its handle
+UNLIKE_ANY = (0,) * 9  # a shape; operations on several tensors take up to 8 dims
 # While a step is traced, its variables are only named.
 _NAMED_ONLY: ContextVar[bool] = ContextVar("named_only", default=False)
 
@@ -73,9 +76,7 @@ class Holding:
 
     def _send_away(self, name: str, variable: Any) -> None:
         """Frees its memory here, and refuses it to Python, and to TensorFlow's C++, which reads operands by itself."""
-        has_nan = variable.dtype.is_floating or variable.dtype.is_complex
-        nothing = tf.cast([float("nan")], variable.dtype) if has_nan else tf.zeros([1], variable.dtype)
-        gen_resource_variable_ops.assign_variable_op(variable.handle, nothing)
+        gen_resource_variable_ops.assign_variable_op(variable.handle, tf.zeros(UNLIKE_ANY, variable.dtype))
         told = f"'{name}': call {self.step}.gather() in every process before"
         unreadable = gen_resource_variable_ops.var_handle_op(variable.dtype, variable.shape, shared_name=told)
         setattr(variable, _REFUSAL, functools.partial(self._refusal, name))
@@ -154,6 +155,13 @@ def _make_readable(variable: Any) -> None:
         vars(variable)["_handle"] = vars(variable).pop(_HANDLE)
 
 
+def _is_only_named() -> bool:
+    """Whether a step is traced, and this is not eager code in the middle of it, as in `tf.init_scope`: that reads."""
+    switches = context.context().context_switches.stack
+    reads = tf.executing_eagerly() and any(switch.is_building_function for switch in switches)
+    return _NAMED_ONLY.get() and not reads
+
+
 def _named(processes: frozenset[int]) -> str:
     return f"process{'es' * (len(processes) > 1)} {', '.join(map(str, sorted(processes)))}"
 
@@ -168,7 +176,7 @@ class _Away:
     @property
     def handle(self) -> Any:
         """Refused, except to a step's trace."""
-        if _NAMED_ONLY.get():
+        if _is_only_named():
             return handle_of(self)
         raise getattr(self, _REFUSAL)()
 
@@ -178,7 +186,7 @@ class _Away:
 
     def assign(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         """A new value from outside makes it up to date here; every process gives it, as every process assigns."""
-        if _NAMED_ONLY.get() or not tf.executing_eagerly():
+        if _is_only_named() or not tf.executing_eagerly():
             return super().assign(value, *args, **kwargs)  # type: ignore[misc]
         given = tf.convert_to_tensor(value, self.dtype)
         self.shape.assert_is_compatible_with(given.shape)

@@ -75,9 +75,19 @@ class Compiled:
         return self.parts.result(self._guarded(self.lowered, tensors))
 
     def gather(self) -> None:
-        """Brings all its variables up to date in every process; nothing in a process that is alone."""
-        if self.parts.world is not None:
-            bring_back(self.parts.world, self.parts.variables.values())
+        """Brings all its variables up to date in every process; nothing in a process that is alone.
+
+        Raises:
+          RunError: the run has ended, or ends now since another process does not come.
+        """
+        world = self.parts.world
+        if world is None:
+            return
+        world.member.check()
+        try:
+            bring_back(world, self.parts.variables.values())
+        except tf.errors.OpError as error:
+            raise world_error(error, self.parts, world.member) from error
 
     @contextlib.contextmanager
     def variant(self, program: Program) -> Iterator[Callable[[Sequence[tf.Tensor]], list[tf.Tensor]]]:
@@ -101,9 +111,9 @@ class Compiled:
         member = self.parts.world.member if self.parts.world else None
         if member is not None:
             member.check()
-        if self.holding is not None:
-            self.holding.prepare()
         try:
+            if self.holding is not None:
+                self.holding.prepare()
             outputs = self._run(lowered, tensors)
         except tf.errors.OpError as error:
             if member is not None:

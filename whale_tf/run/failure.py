@@ -78,7 +78,8 @@ def world_error(error: tf.errors.OpError, parts: Parts, member: Member) -> RunEr
         return failure
     name = _name(block)
     operation = next((node.op for node in _nodes(name, parts)), "an operation")
-    details = [*ended.details, f"rank {member.rank} noticed it in {operation} '{name}'"]
+    where = f"{operation} '{name}'" if name else "an exchange of variables"
+    details = [*ended.details, f"rank {member.rank} noticed it in {where}"]
     return _failure(error, parts, ended.rule, details, ended.way_out)
 
 

@@ -238,6 +238,7 @@ class Step:
             else:
                 self._lockstep.report("timeline", lambda: "of its last call, the same batch")
             compiled, batch = self.compiled, self._batch
+            compiled.gather()  # what is away cannot be kept
             with kept(compiled.parts.variables.values()):
                 timeline = measure(compiled, batch)
         if compiled.rank == 0:
