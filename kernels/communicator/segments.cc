@@ -47,7 +47,7 @@ std::vector<Segment> CutIntoSegments(const std::vector<Span>& spans, int64_t ele
 }
 
 int64_t SegmentBytes(int64_t total_bytes, int64_t parts) {
-  constexpr int64_t kSegmentsPerRank = 4;
+  constexpr int64_t kSegmentsPerRank = 2;
   const int64_t bytes = total_bytes / (parts * kSegmentsPerRank);
   return std::min(std::max(bytes, kShortestSegment), Blocks::kBytes);
 }
