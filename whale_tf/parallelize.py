@@ -33,11 +33,11 @@ from whale_tf.rewrite.hold_assignments import hold_assignments
 from whale_tf.rewrite.send_first import send_first
 from whale_tf.rewrite.tell_apart import tell_apart
 from whale_tf.rewrite.whole_batch import depends_on_size, use_whole_batch
-from whale_tf.run.away import holders_of, may_be_away, named_only
+from whale_tf.run.away import may_be_away, named_only, share_variables
 from whale_tf.run.communicator import next_ids
 from whale_tf.run.compiled import Compiled, Parts
 from whale_tf.run.feed import digest
-from whale_tf.run.processes import World, agree, canonical, digest_of, share_variables, tell_failure
+from whale_tf.run.processes import World, agree, canonical, digest_of, tell_failure
 from whale_tf.run.signature import Arguments
 from whale_tf.run.step import Options, Step
 from whale_tf.start import current_world
@@ -182,7 +182,7 @@ def _meet(world: World, name: str, arguments: Arguments, graph: Graph, parts: Pa
         "program": digest_of(canonical(print_graph(parts.program.main), parts.library)),
     }
     agree(world, name, facts, text)
-    share_variables(world, [each for each in parts.variables.values() if holders_of(each) is None])
+    share_variables(world, parts.variables.values())
 
 
 def _facts(captured: Captures, options: Options) -> Facts:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hypothesis import strategies as st
+
 from whale_tf.annotate.subgroup import Opened
 from whale_tf.errors import Line
 from whale_tf.ir.graph import Graph, Node, Ref
@@ -55,6 +57,15 @@ graph step(out: loss, z, n1) effects(u0, u1) {
   u1 = Write(n1) {variable=b"w1"} : float32[2,1]
 }
 """
+
+# How a step may be spread, for hypothesis; `extra` examples make the micro-batches uneven.
+WAYS = {
+    "replicas": st.integers(1, 3),
+    "micro_batches": st.integers(1, 4),
+    "extra": st.integers(0, 5),
+    "schedule": st.sampled_from(["gpipe", "1f1b", "zero_bubble"]),
+    "loss": st.sampled_from(["mean", "sum"]),
+}
 
 # An embedding: the gradient has parts, of which the values may depend on no example.
 SLICES = """

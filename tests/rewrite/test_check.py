@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.rewrite.steps import FREE_SLICES, MICRO_SLICES, TRAINING, Spread, spread
+from tests.rewrite.steps import FREE_SLICES, MICRO_SLICES, TRAINING, WAYS, Spread, spread
 from whale_tf.errors import InternalError
 from whale_tf.ir.graph import DType, Graph, Node, Ref, Shape, TensorType
 from whale_tf.rewrite.cut import Key
@@ -33,11 +33,7 @@ def total_of(program: Spread, marker: str) -> Node:
 
 @pytest.mark.parametrize("text", [TRAINING, MICRO_SLICES, FREE_SLICES], ids=["dense", "slices", "constant slices"])
 @given(
-    replicas=st.integers(1, 3),
-    micro_batches=st.integers(1, 4),
-    extra=st.integers(0, 5),
-    schedule=st.sampled_from(["gpipe", "1f1b", "zero_bubble"]),
-    loss=st.sampled_from(["mean", "sum"]),
+    **WAYS,
     two_stages=st.booleans(),
 )
 def test_every_way_to_spread_a_step_is_right(

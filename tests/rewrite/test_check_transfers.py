@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.rewrite.steps import Spread, spread
+from tests.rewrite.steps import WAYS, Spread, spread
 from whale_tf.errors import InternalError
 from whale_tf.ir.graph import DType, Ref, Shape, TensorType
 
@@ -27,11 +27,7 @@ def broken(program: Spread, place: int, number: int = 0, **changes: Any) -> str:
 
 
 @given(
-    replicas=st.integers(1, 3),
-    micro_batches=st.integers(1, 4),
-    extra=st.integers(0, 5),
-    schedule=st.sampled_from(["gpipe", "1f1b", "zero_bubble"]),
-    loss=st.sampled_from(["mean", "sum"]),
+    **WAYS,
     stages=st.integers(1, 2),
 )
 def test_every_way_to_spread_a_step_over_gpus_is_right(

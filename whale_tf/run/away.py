@@ -95,17 +95,27 @@ class Holding:
 
 def bring_back(world: World, variables: Iterable[Any]) -> None:
     """Brings variables up to date in every process. All processes must call it, with the same ones."""
+    missing = [(variable, holders) for variable in variables if (holders := holders_of(variable)) is not None]
+    _spread(world, ((variable, min(holders)) for variable, holders in missing))
+    for variable, _ in missing:
+        _come_back(variable)
+
+
+def share_variables(world: World, variables: Iterable[Any]) -> None:
+    """Gives every process the values of the first one's variables; what a step keeps somewhere stays there."""
+    _spread(world, ((variable, 0) for variable in variables if holders_of(variable) is None))
+
+
+def _spread(world: World, sources: Iterable[tuple[Any, int]]) -> None:
+    """Gives every process the values of variables, each with the process that has the one that counts."""
     by_source: dict[tuple[int, tf.DType], list[Any]] = {}
-    for variable in variables:
-        holders = holders_of(variable)
-        if holders is not None:
-            by_source.setdefault((min(holders), variable.dtype), []).append(variable)
+    for variable, source in sources:
+        by_source.setdefault((source, variable.dtype), []).append(variable)
     for (source, dtype), members in by_source.items():
-        own = [_read(each) if world.rank == source else tf.zeros(each.shape, each.dtype) for each in members]
+        own = [tf.zeros(each.shape, dtype) if is_away(each) else _read(each) for each in members]
         for variable, value in zip(members, share(world, dtype, own, source), strict=True):
             if world.rank != source:
                 gen_resource_variable_ops.assign_variable_op(handle_of(variable), value)
-            _come_back(variable)
 
 
 @contextlib.contextmanager

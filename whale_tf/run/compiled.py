@@ -53,8 +53,8 @@ class Parts:
     result: Callable[[Sequence[tf.Tensor]], Any]
     line_of: Callable[[str], Line]
     traces: Sequence[Any]
-    world: World | None = None
-    name: str = "step"
+    world: World | None
+    name: str
 
 
 class Compiled:

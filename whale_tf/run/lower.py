@@ -14,6 +14,7 @@ from tensorflow.python.eager import context  # private; tried with 2.21
 from tensorflow.python.framework import op_def_registry  # private; tried with 2.21
 
 from whale_tf.ir.graph import ALIAS_OPS, DType, Function, Graph, Node, Opaque, Ref, Shape, TensorType
+from whale_tf.rewrite.check_transfers import REDUCTIONS, reductions
 from whale_tf.rewrite.program import Program
 from whale_tf.run.collectives import Expansion, Group
 
@@ -165,10 +166,7 @@ class _Main:
         self.first_id = first_id
         self.config = optimize_once()
         self.groups: dict[int, Group] = {}
-        self.peers: dict[int, list[str]] = {}
-        for node in program.main:
-            if node.op == "Reduce":
-                self.peers.setdefault(node.attrs["id"], []).append(node.name)
+        self.peers = {number: [node.name for node in nodes] for number, nodes in reductions(program.main).items()}
         self.writer = _Writer(f"{prefix}_main", renamed)
 
     def lower(self, bodies: list[function_pb2.FunctionDef]) -> Lowered:
@@ -190,7 +188,7 @@ class _Main:
         proto = writer.finish(main, inline=True)
         for node in main:
             # Others wait for these, whether or not something is done with them here.
-            if node.op in ("Send", "AllReduce", "Reduce"):
+            if node.op in REDUCTIONS | {"Send"}:
                 writer.control(node.name)
         indices = [tuple(node.attrs["index"] for node in nodes) for nodes in (taken, outside)]
         return Lowered(proto, tuple(bodies), indices[0], indices[1], tuple(variables), self.config, self.groups)

@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,18 +103,6 @@ def tell_failure(world: World, step: str, error: Exception) -> None:
     payload = json.dumps({FAILED: f"{type(error).__name__}: {said}"}).encode()
     with contextlib.suppress(RunError):  # what this process has to tell is its own error
         world.exchange(f"the plan of step '{step}'", payload)
-
-
-def share_variables(world: World, variables: Iterable[Any]) -> None:
-    """Gives every process the values that the first one's variables have."""
-    by_type: dict[tf.DType, list[Any]] = {}
-    for variable in variables:
-        by_type.setdefault(variable.dtype, []).append(variable)
-    for dtype, members in by_type.items():
-        values = [variable.read_value() for variable in members]
-        for variable, value in zip(members, share(world, dtype, values), strict=True):
-            if world.rank:
-                variable.assign(value)
 
 
 def share(world: World, dtype: tf.DType, values: list[tf.Tensor], source: int = 0) -> list[tf.Tensor]:
