@@ -18,7 +18,6 @@ from whale_tf.capture.translate import CapturedStep
 from whale_tf.errors import CaptureError
 from whale_tf.ir.dumps import Dumps
 from whale_tf.ir.graph import Graph
-from whale_tf.ir.text import print_graph
 from whale_tf.plan.composites import Composite
 from whale_tf.plan.losses import coupled_examples
 from whale_tf.plan.plan import Plan
@@ -37,7 +36,7 @@ from whale_tf.run.away import may_be_away, named_only, share_variables
 from whale_tf.run.communicator import next_ids
 from whale_tf.run.compiled import Compiled, Parts
 from whale_tf.run.feed import digest
-from whale_tf.run.processes import World, agree, canonical, digest_of, tell_failure
+from whale_tf.run.processes import World, agree, digest_of, program_text, tell_failure
 from whale_tf.run.signature import Arguments
 from whale_tf.run.step import Options, Step
 from whale_tf.start import current_world
@@ -150,7 +149,6 @@ def _compile(
         plan,
         program,
         {name: graph for each in captured.all for name, graph in each.calls.items()},
-        {name: body for each in captured.all for name, body in each.functions.items()},
         step.variables,
         step.captured,
         lambda outputs: _result(step.trace, outputs),
@@ -166,7 +164,7 @@ def _meet(world: World, name: str, arguments: Arguments, graph: Graph, parts: Pa
     """Agrees with the other processes on what will run, and gives all the first one's variables."""
 
     def text() -> str:
-        return canonical(print_graph(graph), parts.library)
+        return program_text(graph, parts.calls)
 
     captured = [tensor for tensor in parts.outside if tensor.dtype not in (tf.resource, tf.variant)]
     specs = zip(arguments.names, arguments.specs(arguments.examples), strict=True)
@@ -179,7 +177,7 @@ def _meet(world: World, name: str, arguments: Arguments, graph: Graph, parts: Pa
         "numbers for messages": f"from {next_ids(0)} on",
         "graph": digest_of(text()),
         "plan": parts.plan.fingerprint[:16],
-        "program": digest_of(canonical(print_graph(parts.program.main), parts.library)),
+        "program": digest_of(program_text(parts.program.main, parts.calls)),
     }
     agree(world, name, facts, text)
     share_variables(world, parts.variables.values())

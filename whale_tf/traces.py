@@ -12,6 +12,7 @@ from whale_tf.capture.outside import Outside
 from whale_tf.capture.record import Restart, record
 from whale_tf.capture.translate import CapturedStep, translate
 from whale_tf.errors import BatchError, WhaleError
+from whale_tf.ir.functions import renamed
 from whale_tf.ir.graph import Graph
 from whale_tf.plan.layout import Layout, Request, cut_batch, lay_out, read_scopes
 from whale_tf.plan.roles import find_roles
@@ -103,11 +104,18 @@ def trace_at_sizes(fn: Callable[..., Any], arguments: Arguments, options: Option
         if distinct[0] in (guess, 0):
             break
         guess = distinct[0]
-    others = [at(size) for size in distinct[1:]]
+    others = [_apart(at(size), size) for size in distinct[1:]]
     probe = None
     if arguments.examples != distinct[0] and _open_about_size(step.graph, distinct[0]):
         probe = _probe(at, arguments.examples)
     return Captures((step, *others), tuple(distinct), request, layout, sizes, probe)
+
+
+def _apart(step: CapturedStep, examples: int) -> CapturedStep:
+    """The step with functions of its own: those of another size have the same names."""
+    names = {name: f"{name}/at{examples}" for name in step.calls}
+    calls = {names[name]: renamed(graph, names) for name, graph in step.calls.items()}
+    return replace(step, graph=renamed(step.graph, names), calls=calls) if names else step
 
 
 @contextlib.contextmanager
@@ -139,6 +147,6 @@ def _probe(at: Callable[[int], CapturedStep], examples: int) -> tuple[CapturedSt
     A step that can only be traced at the size it runs at is not probed: then dim 0 decides.
     """
     try:
-        return at(examples), examples
+        return _apart(at(examples), examples), examples
     except Exception:  # the user's own code at a size it never asked for
         return None

@@ -45,6 +45,7 @@ def assert_reads_back(graph: Graph) -> None:
         assert exact(tuple(read[name].attrs.items())) == exact(tuple(node.attrs.items()))
         assert exact(read[name].outputs) == exact(node.outputs)
     assert (read.outputs, read.effects) == (graph.outputs, graph.effects)
+    assert exact(tuple(read.attrs.items())) == exact(tuple(graph.attrs.items()))
 
 
 def test_a_graph_prints_one_node_a_line() -> None:
@@ -144,9 +145,18 @@ NODES = st.builds(
     st.lists(NODES, max_size=5, unique_by=lambda node: node.name),
     st.lists(REFS, max_size=3),
     st.lists(NAMES, max_size=3),
+    st.dictionaries(NAMES, VALUES, max_size=2),
 )
-def test_any_graph_reads_back_exactly(nodes: list[Node], outputs: list[Ref], effects: list[str]) -> None:
-    assert_reads_back(Graph.of(nodes, outputs, effects))
+def test_any_graph_reads_back_exactly(
+    nodes: list[Node], outputs: list[Ref], effects: list[str], attrs: dict[str, Any]
+) -> None:
+    assert_reads_back(Graph.of(nodes, outputs, effects, attrs=attrs))
+
+
+def test_what_tensorflow_is_told_of_a_function_stands_before_the_brace() -> None:
+    graph = Graph.of([], attrs={"_noinline": True})
+    assert print_graph(graph) == "graph step() {_noinline=true} {\n}\n"
+    assert_reads_back(graph)
 
 
 def test_a_graph_of_30_000_nodes_reads_back() -> None:

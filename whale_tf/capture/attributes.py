@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2, tensor_shape_pb2, types_pb2
 
-from whale_tf.ir.graph import DType, Function, Opaque, Shape
+from whale_tf.ir.graph import DType, Function, Opaque, Shape, TensorType
 
 DTYPE_NAMES = {number: name.removeprefix("DT_").lower() for name, number in types_pb2.DataType.items()} | {
     types_pb2.DT_HALF: "float16",
@@ -16,7 +16,7 @@ DTYPE_NAMES = {number: name.removeprefix("DT_").lower() for name, number in type
     types_pb2.DT_DOUBLE: "float64",
 }
 FEW = 8
-KEPT_PRIVATE = frozenset({"_lower_using_switch_merge", "_XlaMustCompile", "_gradient_op_type"})
+KEPT_PRIVATE = frozenset({"_lower_using_switch_merge", "_XlaMustCompile"})
 
 
 def attributes_of(attr: Any) -> dict[str, Any]:
@@ -61,6 +61,13 @@ def dtype(number: int) -> DType:
 def shape(proto: tensor_shape_pb2.TensorShapeProto) -> Shape:
     """A shape, `Shape.unknown` where the rank is."""
     return Shape.unknown if proto.unknown_rank else Shape(dim.size for dim in proto.dim)
+
+
+def tensor_type(tensor: Any) -> TensorType:
+    """What TensorFlow knows of a tensor of a graph, or of a variable."""
+    sizes = None if tensor.shape.rank is None else tensor.shape.as_list()
+    known = Shape.unknown if sizes is None else Shape(-1 if size is None else size for size in sizes)
+    return TensorType(DType(tensor.dtype.base_dtype.name), known)
 
 
 def function(proto: attr_value_pb2.NameAttrList) -> Function:

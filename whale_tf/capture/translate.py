@@ -19,10 +19,12 @@ from typing import Any
 import tensorflow as tf
 
 from whale_tf.capture import attributes
+from whale_tf.capture.bodies import Bodies
 from whale_tf.capture.outside import Outside, is_large
 from whale_tf.capture.record import Marker, Trace
 from whale_tf.capture.variable_ops import RULES, Emit, has_effects, scratch_call
-from whale_tf.ir.graph import DType, Graph, Node, Ref, Shape, TensorType
+from whale_tf.ir.functions import called, functions_of
+from whale_tf.ir.graph import Graph, Node, Ref
 from whale_tf.ir.names import Names
 from whale_tf.ir.reductions import depends_on_examples, loss_kind
 
@@ -36,15 +38,14 @@ class CapturedStep:
         step.
       variables: the user's variables by the name they have in `graph`.
       captured: tensors from outside, by the index of `Captured` and `Handle` nodes; those of all traces of the step.
-      functions: TensorFlow's bodies of control flow and of calls that stay calls, by name.
-      calls: whale's own: the bodies of operations that run on scratch variables, by name.
+      calls: the functions that nodes refer to, by name, callees first: bodies of control flow and of calls that stay
+        calls, and those of operations that run on scratch variables.
       trace: where it came from.
     """
 
     graph: Graph
     variables: dict[str, Any]
     captured: Sequence[Any]
-    functions: dict[str, Any]
     calls: dict[str, Graph]
     trace: Trace
 
@@ -89,11 +90,12 @@ class _Translation:
         self.trace = trace
         self.outside = outside
         self.examples = examples
-        self.suffix = f"_{examples}"
         self.batch = batch
         self.graph_def = trace.graph.as_graph_def()
-        self.functions = {function.signature.name: function for function in self.graph_def.library.function}
         self.calls: dict[str, Graph] = {}
+        self.call_names = Names()
+        library = {function.signature.name: function for function in self.graph_def.library.function}
+        self.bodies = Bodies(trace.graph, library, self.calls, self.call_names)
         self.nodes: dict[str, Node] = {}
         self.tensors: dict[tuple[str, int], Ref] = {}
         self.handles: dict[str, str] = {}
@@ -120,7 +122,7 @@ class _Translation:
                 effects.append(node.name)
         outputs = [self.tensors[tensor] for tensor in self.trace.outputs]
         graph = _with_written(Graph.of(self.nodes.values(), outputs, [*self.writes.values(), *effects]))
-        return CapturedStep(graph, self.variables, self.outside.tensors, self.functions, self.calls, self.trace)
+        return CapturedStep(graph, self.variables, self.outside.tensors, called([graph], self.calls), self.trace)
 
     def _roots(self) -> list[str]:
         roots = [name for name, _ in self.trace.outputs] + [op.name for op in self.trace.graph.control_outputs]
@@ -151,7 +153,7 @@ class _Translation:
             return False
         node = self._node(proto, operation, [ref for ref in inputs if ref is not None])
         self._add(node)
-        return (node.stateful and not node.outputs) or has_effects(node, self.functions)
+        return (node.stateful and not node.outputs) or has_effects(node, self.calls)
 
     def _translate_variable_op(
         self, proto: Any, operation: Any, inputs: list[Ref | None], handles: dict[int, str]
@@ -195,17 +197,20 @@ class _Translation:
         attrs = attributes.attributes_of(proto.attr)
         if proto.op == "Const":
             attrs |= attributes.numbers_of(proto.attr["value"].tensor)
-        return Node(
+        node = Node(
             proto.name,
             proto.op,
             tuple(inputs),
             attrs=attrs,
-            outputs=tuple(_type(tensor) for tensor in operation.outputs),
+            outputs=tuple(attributes.tensor_type(tensor) for tensor in operation.outputs),
             stateful=operation.op_def.is_stateful,
             scope=scope,
             call=call,
             twin=self._twin(proto.name) if call else "",
         )
+        if functions_of(node):
+            node = self.bodies.named_after(node, [attributes.tensor_type(tensor) for tensor in operation.inputs])
+        return node
 
     def _twin(self, name: str) -> str:
         """The forward operation in a backward operation's name."""
@@ -229,7 +234,7 @@ class _Translation:
             self.variables[key] = variable
             self.keys[id(external)] = variable
             self.handles[name] = key
-            kind = TensorType(DType(variable.dtype.base_dtype.name), _shape(variable.shape))
+            kind = attributes.tensor_type(variable)
             node_name = self.node_names.unused(key, self.nodes)
             attrs = {
                 "variable": key.encode(),
@@ -244,7 +249,9 @@ class _Translation:
 
     def _boundary(self, name: str, op: str, **attrs: Any) -> None:
         operation = self.trace.graph.get_operation_by_name(name)
-        self._add(Node(name, op, attrs=attrs, outputs=tuple(_type(tensor) for tensor in operation.outputs)))
+        self._add(
+            Node(name, op, attrs=attrs, outputs=tuple(attributes.tensor_type(tensor) for tensor in operation.outputs))
+        )
 
     def _add(self, node: Node) -> None:
         self.nodes[node.name] = node
@@ -303,11 +310,3 @@ def _data_inputs(proto: Any) -> list[tuple[str, int]]:
             name, _, index = text.partition(":")
             refs.append((name, int(index or 0)))
     return refs
-
-
-def _type(tensor: tf.Tensor) -> TensorType:
-    return TensorType(DType(tensor.dtype.base_dtype.name), _shape(tensor.shape))
-
-
-def _shape(shape: tf.TensorShape) -> Shape:
-    return Shape.unknown if shape.rank is None else Shape(-1 if size is None else size for size in shape.as_list())

@@ -7,7 +7,7 @@ rule, add a row to RULES.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -15,24 +15,16 @@ from typing import Any, Protocol
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
 
+from whale_tf.ir.functions import NOT_INLINED, called, functions_of
 from whale_tf.ir.graph import DType, Function, Graph, Node, Opaque, Ref, Shape, TensorType
+from whale_tf.ir.names import Names
 
 # The shared_name that makes VarHandleOp give a fresh variable at each run, freed with its last handle
 # (resource_handle.h).
 ANONYMOUS = b"cd2c89b7-88b7-44c8-ad83-06c2a9158347"
 READS = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape", "VarIsInitializedOp"})
-CALLS = frozenset(
-    {
-        "PartitionedCall",
-        "StatefulPartitionedCall",
-        "While",
-        "StatelessWhile",
-        "If",
-        "StatelessIf",
-        "Case",
-        "StatelessCase",
-    }
-)
+BRANCHES = frozenset({"If", "StatelessIf", "Case", "StatelessCase"})
+CALLS = BRANCHES | {"PartitionedCall", "StatefulPartitionedCall", "While", "StatelessWhile"}
 LEAVES_THE_STEP = frozenset(
     {"PrintV2", "Print", "Assert", "PyFunc", "EagerPyFunc", "WriteSummary", "WriteScalarSummary"}
 )
@@ -45,9 +37,8 @@ class Translation(Protocol):
     tensors: dict[tuple[str, int], Ref]
     current: dict[str, Ref]
     writes: dict[str, str]
-    functions: dict[str, Any]
     calls: dict[str, Graph]
-    suffix: str
+    call_names: Names
 
 
 @dataclass(frozen=True)
@@ -187,16 +178,16 @@ def scratch_call(emit: Emit, inputs: Sequence[Ref | None], handles: dict[int, st
     translation, like = emit.translation, emit.like
     variables = list(dict.fromkeys(handles.values()))
     written = [
-        key for key in variables if _writes(like, [i for i, k in handles.items() if k == key], translation.functions)
+        key for key in variables if _writes(like, [i for i, k in handles.items() if k == key], translation.calls)
     ]
     values = [emit.value(key) for key in variables]
     others = [ref for ref in inputs if ref is not None]
     kinds = {key: emit.type_of(value) for key, value in zip(variables, values, strict=True)}
     kinds |= {f"input {index}": emit.type_of(ref) for index, ref in enumerate(others)}
     outputs = [*like.outputs, *(kinds[key] for key in written)]
-    name = f"scratch{translation.suffix}_{len(translation.calls)}"
+    name = translation.call_names.unused(f"{like.name}/scratch", translation.calls)
     translation.calls[name] = _scratch_body(like, inputs, handles, written, kinds)
-    effect = has_effects(like, translation.functions)
+    effect = has_effects(like, translation.calls)
     types = {"Tin": tuple(kind.dtype for kind in kinds.values()), "Tout": tuple(kind.dtype for kind in outputs)}
     call = emit("StatefulPartitionedCall", [*values, *others], outputs, f=Function(name), **types)
     if effect:
@@ -208,67 +199,33 @@ def scratch_call(emit: Emit, inputs: Sequence[Ref | None], handles: dict[int, st
     return effect
 
 
-def has_effects(node: Node, functions: dict[str, Any]) -> bool:
+def has_effects(node: Node, calls: Mapping[str, Graph]) -> bool:
     """Whether running the node does something outside the step: prints, writes a summary, calls Python."""
     if node.op in LEAVES_THE_STEP:
         return True
-    names = _function_names(node)
-    seen: set[str] = set()
-    while names:
-        name = names.pop()
-        if name in seen or name not in functions:
-            continue
-        seen.add(name)
-        for inner in functions[name].node_def:
-            if inner.op in LEAVES_THE_STEP:
-                return True
-            for attr in inner.attr.values():
-                names.extend(f.name for f in (attr.func, *attr.list.func) if f.name)
-    return False
+    bodies = called([Graph.of([node])], calls).values()
+    return any(inner.op in LEAVES_THE_STEP for body in bodies for inner in body)
 
 
-def _writes(node: Node, positions: Sequence[int], functions: dict[str, Any]) -> bool:
+def _writes(node: Node, positions: Sequence[int], calls: Mapping[str, Graph]) -> bool:
     """Whether the operation may write the variable at these inputs."""
     if node.op in READS:
         return False
     if node.op not in CALLS:
         return True
-    shift = 1 if node.op in ("If", "StatelessIf", "Case", "StatelessCase") else 0
-    return any(
-        _body_writes(functions, name, position - shift, set())
-        for name in _function_names(node)
-        for position in positions
-    )
+    shift = 1 if node.op in BRANCHES else 0
+    return any(_body_writes(calls, name, at - shift) for name in functions_of(node).values() for at in positions)
 
 
-def _function_names(node: Node) -> list[str]:
-    names = []
-    for attr in node.attrs.values():
-        values = attr if isinstance(attr, tuple) and not isinstance(attr, Function) else (attr,)
-        names += [value.name for value in values if isinstance(value, Function)]
-    return names
-
-
-def _body_writes(functions: dict[str, Any], name: str, position: int, seen: set[tuple[str, int]]) -> bool:
-    if (name, position) in seen:
-        return False
-    seen.add((name, position))
-    if name not in functions:
+def _body_writes(calls: Mapping[str, Graph], name: str, position: int) -> bool:
+    if name not in calls:
         return True
-    function = functions[name]
-    aliases = {function.signature.input_arg[position].name}
-    for node in function.node_def:
-        positions = [i for i, text in enumerate(t for t in node.input if t[0] != "^") if text in aliases]
-        if not positions:
-            continue
-        if node.op == "Identity":
-            aliases.add(f"{node.name}:output:0")
-        elif node.op in CALLS:
-            shift = 1 if node.op in ("If", "StatelessIf", "Case", "StatelessCase") else 0
-            bodies = [f.name for attr in node.attr.values() for f in (attr.func, *attr.list.func) if f.name]
-            if any(_body_writes(functions, body, p - shift, seen) for body in bodies for p in positions):
-                return True
-        elif node.op not in READS:
+    aliases = {Ref(node.name) for node in calls[name] if node.op == "Argument" and node.attrs["index"] == position}
+    for node in calls[name]:
+        positions = [index for index, ref in enumerate(node.inputs) if ref in aliases]
+        if positions and node.op == "Identity":
+            aliases.add(Ref(node.name))
+        elif positions and _writes(node, positions, calls):
             return True
     return False
 
@@ -314,4 +271,4 @@ def _scratch_body(
         )
         nodes.append(read)
         outputs.append(Ref(read.name))
-    return Graph.of(nodes, outputs, ["operation"])
+    return Graph.of(nodes, outputs, ["operation"], attrs=NOT_INLINED)

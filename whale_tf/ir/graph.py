@@ -9,7 +9,7 @@ plus those that only exist between capture and lowering:
 | `Variable`  |           | the value a variable has when the step begins: `variable`                       |
 | `Captured`  |           | a tensor from outside the step: `index`                                         |
 | `Handle`    |           | a resource that is no variable (a table, a writer): `index`                     |
-| `Argument`  |           | one argument of a stage function: `index`                                       |
+| `Argument`  |           | one argument of a function: `index`                                             |
 | `Write`     | value     | the variable has this value from here on: `variable`; gives the value           |
 | `Gradient`  | values    | a marked gradient, one input per stage that contributes: `call`, `variable`     |
 """
@@ -125,14 +125,23 @@ class Graph:
       nodes: by name, in topological order over data and control edges.
       outputs: what the function returns.
       effects: names of nodes that must run even if nothing uses them.
+      attrs: what TensorFlow is told of the function when it is lowered: `_noinline`.
     """
 
     nodes: Mapping[str, Node]
     outputs: tuple[Ref, ...] = ()
     effects: tuple[str, ...] = ()
+    attrs: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, nodes: Iterable[Node], outputs: Iterable[Ref] = (), effects: Iterable[str] = ()) -> Graph:
+    def of(
+        cls,
+        nodes: Iterable[Node],
+        outputs: Iterable[Ref] = (),
+        effects: Iterable[str] = (),
+        *,
+        attrs: Mapping[str, Any] | None = None,
+    ) -> Graph:
         """A graph of nodes that are already in topological order.
 
         Raises:
@@ -147,7 +156,7 @@ class Graph:
                     way_out="This is a fault of whale_tf: the pass that made the second must name it anew.",
                 )
             by_name[node.name] = node
-        return cls(by_name, tuple(outputs), tuple(effects))
+        return cls(by_name, tuple(outputs), tuple(effects), attrs or {})
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self.nodes.values())
@@ -199,8 +208,8 @@ class Graph:
     def pruned(self) -> Graph:
         """Without the nodes that no output and no effect needs."""
         needed = self.ancestors(self.roots())
-        return Graph({name: node for name, node in self.nodes.items() if name in needed}, self.outputs, self.effects)
+        return replace(self, nodes={name: node for name, node in self.nodes.items() if name in needed})
 
     def rewritten(self, change: Callable[[Node], Node]) -> Graph:
         """With every node replaced by `change(node)`; names and order stay."""
-        return Graph({name: change(node) for name, node in self.nodes.items()}, self.outputs, self.effects)
+        return replace(self, nodes={name: change(node) for name, node in self.nodes.items()})

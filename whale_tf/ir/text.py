@@ -5,6 +5,8 @@
       MatMul = MatMul(x, w) {T=float32, transpose_a=false} : float32[4,10]  @scope=s0 @device=2 ^Print
     }
 
+A function that TensorFlow is told something of has that before the brace: `effects(Print) {_noinline=true} {`.
+
 After the types stand the node's fields that are not at their default, `@stateful @scope= @call= @twin= @device=`, then
 `^` and the name of each node it waits for. A name with other characters than letters, digits and `_ . / > -` stands in
 quotes, escaped as in JSON. Empty lines and lines that start with `#` are skipped.
@@ -53,7 +55,8 @@ def print_graph(graph: Graph, name: str = "step") -> str:
     """
     outputs = f"out: {', '.join(map(_print_ref, graph.outputs))}" if graph.outputs else ""
     effects = f" effects({', '.join(map(_print_name, graph.effects))})" if graph.effects else ""
-    header = f"graph {_print_name(name)}({outputs}){effects} {{"
+    attrs = f" {_print_attrs(graph.attrs.items())}" if graph.attrs else ""
+    header = f"graph {_print_name(name)}({outputs}){effects}{attrs} {{"
     return "\n".join([header, *(f"  {_print_node(node)}" for node in graph), "}", ""])
 
 
@@ -63,7 +66,7 @@ def parse_graph(text: str) -> Graph:
     Raises:
       InternalError: the text is not in the form of `print_graph`; it names the line.
     """
-    header: tuple[tuple[Ref, ...], tuple[str, ...]] | None = None
+    header: tuple[tuple[Ref, ...], tuple[str, ...], dict[str, Any]] | None = None
     nodes: dict[str, Node] = {}
     closed = False
     for number, line in enumerate(text.split("\n"), start=1):
@@ -214,7 +217,7 @@ class _Tokens:
         return items
 
 
-def _parse_header(tokens: _Tokens) -> tuple[tuple[Ref, ...], tuple[str, ...]]:
+def _parse_header(tokens: _Tokens) -> tuple[tuple[Ref, ...], tuple[str, ...], dict[str, Any]]:
     tokens.expect("graph")
     _parse_name(tokens)
     tokens.expect("(")
@@ -229,8 +232,12 @@ def _parse_header(tokens: _Tokens) -> tuple[tuple[Ref, ...], tuple[str, ...]]:
         tokens.expect("(")
         effects = tokens.until(")", _parse_name)
     tokens.expect("{")
-    tokens.expect(_LINE_END)
-    return tuple(outputs), tuple(effects)
+    attrs: dict[str, Any] = {}
+    if not tokens.accept(_LINE_END):
+        attrs = _parse_attrs(tokens)
+        tokens.expect("{")
+        tokens.expect(_LINE_END)
+    return tuple(outputs), tuple(effects), attrs
 
 
 def _parse_node(tokens: _Tokens) -> Node:
@@ -239,10 +246,7 @@ def _parse_node(tokens: _Tokens) -> Node:
     op = _parse_name(tokens)
     tokens.expect("(")
     inputs = tuple(tokens.until(")", _parse_ref))
-    pairs = tokens.until("}", _parse_attr) if tokens.accept("{") else []
-    attrs = dict(pairs)
-    if len(attrs) != len(pairs):
-        raise ValueError("an attribute is given twice")
+    attrs = _parse_attrs(tokens) if tokens.accept("{") else {}
     outputs = []
     if tokens.accept(":"):
         outputs.append(_parse_type(tokens))
@@ -268,6 +272,15 @@ def _parse_field(tokens: _Tokens) -> tuple[str, Any]:
     if field in ("call", "device"):
         return field, int(tokens.take())
     raise ValueError(f"'@{field}' is none of @stateful, @scope, @call, @twin and @device")
+
+
+def _parse_attrs(tokens: _Tokens) -> dict[str, Any]:
+    """Attributes, up to and with the closing brace."""
+    pairs = tokens.until("}", _parse_attr)
+    attrs = dict(pairs)
+    if len(attrs) != len(pairs):
+        raise ValueError("an attribute is given twice")
+    return attrs
 
 
 def _parse_attr(tokens: _Tokens) -> tuple[str, Any]:

@@ -33,13 +33,12 @@ class Parts:
     Attributes:
       plan: the decisions.
       program: what runs.
-      calls: functions of whale_tf that stage functions call.
-      library: FunctionDefs of the user's control flow.
+      calls: the functions that its nodes refer to, by name.
       variables: the user's variables by name.
       outside: tensors from outside the step, by index.
       result: from the flat outputs to what the step returns.
       line_of: the user's line of an operation.
-      traces: what owns the functions of `library`: TensorFlow forgets them with it.
+      traces: kept, since they own what operations name and no graph holds: Python functions, functions of TensorFlow 1.
       world: the processes that run it together; None if this one is alone.
       name: the user's step.
     """
@@ -47,7 +46,6 @@ class Parts:
     plan: Plan
     program: Program
     calls: Mapping[str, Graph]
-    library: Mapping[str, Any]
     variables: Mapping[str, Any]
     outside: Sequence[Any]
     result: Callable[[Sequence[tf.Tensor]], Any]
@@ -142,9 +140,6 @@ class Compiled:
         first_id = next_ids(program.ids) if program.ids else 0
         lowered = lower(program, self.parts.calls, f"whale_{ops.uid()}", first_id)
         here = context.context()
-        for function in self.parts.library.values():
-            if not here.has_function(function.signature.name):
-                here.add_function_def(function)
         names = []
         for function in (*lowered.functions, lowered.main):
             here.add_function_def(function)

@@ -52,7 +52,7 @@ def program_graph(compiled: Compiled) -> graph_pb2.GraphDef:
             _describe(proto, node)
         proto.name = names[proto.name]
         proto.input[:] = [_renamed(text, names) for text in proto.input]
-    graph.library.function.extend([*compiled.parts.library.values(), *compiled.lowered.functions])
+    graph.library.function.extend(compiled.lowered.functions)
     return graph
 
 

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import tensorflow as tf
-from tensorflow.core.framework import attr_value_pb2, function_pb2, node_def_pb2
+from tensorflow.core.framework import function_pb2
 from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
 from tensorflow.python.eager import context  # private; tried with 2.21
 from tensorflow.python.framework import op_def_registry  # private; tried with 2.21
 
-from whale_tf.ir.graph import ALIAS_OPS, DType, Function, Graph, Node, Opaque, Ref, Shape, TensorType
+from whale_tf.ir.functions import NOT_INLINED, called
+from whale_tf.ir.graph import ALIAS_OPS, DType, Function, Graph, Node, Ref, Shape, TensorType
+from whale_tf.ir.names import Names
 from whale_tf.rewrite.check_transfers import REDUCTIONS, reductions
 from whale_tf.rewrite.program import Program
+from whale_tf.run.attributes import enum_of, set_attr, set_attrs, set_shape
 from whale_tf.run.collectives import Expansion, Group
 
 HOST = "/job:localhost/replica:0/task:0/device:CPU:0"
+FORBIDDEN = re.compile(r"[^A-Za-z0-9_.>-]")
 
 
 @dataclass(frozen=True)
@@ -48,14 +52,19 @@ def lower(program: Program, calls: Mapping[str, Graph], prefix: str, first_id: i
     """Lowers a program: of several processes, the part of one.
 
     Args:
-      calls: functions that stage functions call, by the name they use.
+      calls: functions that the program's nodes refer to, by the name they use, with those that these refer to.
       prefix: makes the functions' names unique in the process.
       first_id: the program's numbers for what crosses processes count from here; the same in all of them.
     """
-    renamed = {name: f"{prefix}_{name}" for name in calls}
-    bodies = [_function(renamed[name], graph, renamed, inline=False) for name, graph in calls.items()]
+    needed = called([program.main, *(function.graph for function in program.functions.values())], calls)
+    names, renamed = Names(), dict[str, str]()
+    for name in needed:
+        legal = FORBIDDEN.sub("_", f"{prefix}_call_{name}")
+        renamed[name] = names.unused(legal, renamed.values())
+    bodies = [_called_function(renamed[name], graph, renamed) for name, graph in needed.items()]
+    attrs = {} if program.inline else NOT_INLINED
     for name, function in program.functions.items():
-        bodies.append(_function(_named(prefix, name), function.graph, renamed, inline=program.inline))
+        bodies.append(_stage_function(_named(prefix, name), function.graph, renamed, attrs))
     return _Main(program, prefix, renamed, first_id).lower(bodies)
 
 
@@ -76,18 +85,41 @@ def _named(prefix: str, name: str) -> str:
     return f"{prefix}_{name.replace('/', '_')}"
 
 
-def _function(name: str, graph: Graph, renamed: Mapping[str, str], *, inline: bool) -> function_pb2.FunctionDef:
-    """A function whose Argument nodes, by index, are its arguments."""
-    arguments = sorted((node for node in graph if node.op == "Argument"), key=lambda node: node.attrs["index"])
+def _stage_function(
+    name: str, graph: Graph, renamed: Mapping[str, str], attrs: Mapping[str, Any]
+) -> function_pb2.FunctionDef:
+    """A function whose Argument nodes, by index, are its arguments; what takes a resource runs on the host."""
     writer = _Writer(name, renamed)
-    for position, node in enumerate(arguments):
-        writer.argument(Ref(node.name), node.outputs[0], f"a{position}")
+    arguments = _add_arguments(writer, graph)
     handles = {node.name for node in arguments if node.outputs[0].dtype == "resource"}
     for node in graph:
         if node.op != "Argument":
             host = any(ref.node in handles for ref in node.inputs)
             writer.node(node, HOST if host else "")
-    return writer.finish(graph, inline=inline)
+    return writer.finish(graph, attrs)
+
+
+def _called_function(name: str, graph: Graph, renamed: Mapping[str, str]) -> function_pb2.FunctionDef:
+    """The same for a body: it runs where its caller does, and TensorFlow is told the shapes of its arguments."""
+    writer = _Writer(name, renamed)
+    arguments = _add_arguments(writer, graph)
+    for node in graph:
+        if node.op != "Argument":
+            writer.node(node, "")
+    proto = writer.finish(graph, graph.attrs)
+    proto.signature.is_stateful = any(node.stateful for node in graph)
+    for position, kind in enumerate(node.outputs[0] for node in arguments):
+        if kind.dtype != "resource" and kind.shape != Shape.unknown:
+            set_shape(proto.arg_attr[position].attr["_output_shapes"].list.shape.add(), kind.shape)
+    return proto
+
+
+def _add_arguments(writer: _Writer, graph: Graph) -> list[Node]:
+    arguments = sorted((node for node in graph if node.op == "Argument"), key=lambda node: node.attrs["index"])
+    names = Names()
+    for position, node in enumerate(arguments):
+        writer.argument(Ref(node.name), node.outputs[0], names.unused(f"a{position}", graph.nodes))
+    return arguments
 
 
 class _Writer:
@@ -105,7 +137,7 @@ class _Writer:
 
     def argument(self, ref: Ref, kind: TensorType, name: str) -> None:
         """Adds an argument that stands for a tensor."""
-        self.proto.signature.input_arg.add(name=name, type=_enum(kind.dtype))
+        self.proto.signature.input_arg.add(name=name, type=enum_of(kind.dtype))
         self.arguments[ref.node] = name
 
     def node(
@@ -126,7 +158,7 @@ class _Writer:
         proto.input.extend(extra)
         proto.input.extend(self.name_of(ref) for ref in node.inputs)
         proto.input.extend(f"^{name}" for name in dict.fromkeys(node.control))
-        _set_attrs(proto, kind, dict(node.attrs if attrs is None else attrs), self.renamed)
+        set_attrs(proto, kind, dict(node.attrs if attrs is None else attrs), self.renamed)
         self.ops[node.name] = node if not op else node.with_(op=op, attrs=attrs or {})
         return proto
 
@@ -139,16 +171,15 @@ class _Writer:
             return self.arguments[ref.node]
         return f"{ref.node}:{output_name(self.ops[ref.node], ref.index)}"
 
-    def finish(self, graph: Graph, *, inline: bool) -> function_pb2.FunctionDef:
-        """Adds results and effects."""
+    def finish(self, graph: Graph, attrs: Mapping[str, Any]) -> function_pb2.FunctionDef:
+        """Adds results, effects, and the function's own attributes."""
         for index, ref in enumerate(graph.outputs):
-            self.proto.signature.output_arg.add(name=f"r{index}", type=_enum(graph.type_of(ref).dtype))
+            self.proto.signature.output_arg.add(name=f"r{index}", type=enum_of(graph.type_of(ref).dtype))
             self.proto.ret[f"r{index}"] = self.name_of(ref)
         for name in graph.effects:
             self.control(name)
-        if not inline:
-            self.proto.attr["_noinline"].b = True
-            self.proto.attr["_nospecialize"].b = True  # else Grappler copies and optimizes it for every call
+        for name, value in attrs.items():
+            set_attr(self.proto.attr[name], value, "", {}, self.renamed)
         return self.proto
 
     def control(self, name: str) -> None:
@@ -185,7 +216,7 @@ class _Main:
         for node in main:
             if node.op not in ("Take", "Outside"):
                 self._node(node)
-        proto = writer.finish(main, inline=True)
+        proto = writer.finish(main, {})
         for node in main:
             # Others wait for these, whether or not something is done with them here.
             if node.op in REDUCTIONS | {"Send"}:
@@ -285,96 +316,3 @@ def _outputs_of(node: Node) -> Iterable[tuple[str, int]]:
 @functools.cache
 def _output_args(op: str) -> tuple[tuple[str, str, str], ...]:
     return tuple((arg.name, arg.number_attr, arg.type_list_attr) for arg in op_def_registry.get(op).output_arg)
-
-
-@functools.cache
-def _attr_types(op: str) -> dict[str, str]:
-    definition = op_def_registry.get(op)
-    return {attr.name: attr.type for attr in definition.attr}
-
-
-@functools.cache
-def _defaults(op: str) -> dict[str, attr_value_pb2.AttrValue]:
-    definition = op_def_registry.get(op)
-    return {attr.name: attr.default_value for attr in definition.attr if attr.HasField("default_value")}
-
-
-def _set_attrs(proto: node_def_pb2.NodeDef, op: str, attrs: dict[str, Any], renamed: Mapping[str, str]) -> None:
-    types = _attr_types(op)
-    for name, default in _defaults(op).items():
-        if name not in attrs:
-            proto.attr[name].CopyFrom(default)
-    for name, value in attrs.items():
-        if name in types or name.startswith("_"):
-            _set_attr(proto.attr[name], value, types.get(name, ""), attrs, renamed)
-
-
-def _set_attr(
-    attr: attr_value_pb2.AttrValue, value: Any, kind: str, attrs: Mapping[str, Any], renamed: Mapping[str, str]
-) -> None:
-    if isinstance(value, Opaque):
-        attr.ParseFromString(value)
-    elif kind == "tensor":
-        attr.tensor.CopyFrom(tf.make_tensor_proto(value, _type(attrs["dtype"])))
-    elif isinstance(value, Function):
-        _set_function(attr.func, value, renamed)
-    elif isinstance(value, DType):
-        attr.type = _enum(value)
-    elif isinstance(value, Shape):
-        _set_shape(attr.shape, value)
-    elif isinstance(value, tuple):
-        _set_list(attr.list, value, renamed)
-    elif isinstance(value, bool):
-        attr.b = value
-    elif isinstance(value, int) and kind != "float":
-        attr.i = value
-    elif isinstance(value, (float, int)):
-        attr.f = value
-    else:
-        attr.s = value
-
-
-def _set_list(proto: attr_value_pb2.AttrValue.ListValue, values: tuple[Any, ...], renamed: Mapping[str, str]) -> None:
-    proto.SetInParent()
-    for value in values:
-        if isinstance(value, Opaque):
-            proto.tensor.add().CopyFrom(attr_value_pb2.AttrValue.FromString(value).tensor)
-        elif isinstance(value, Function):
-            _set_function(proto.func.add(), value, renamed)
-        elif isinstance(value, DType):
-            proto.type.append(_enum(value))
-        elif isinstance(value, Shape):
-            _set_shape(proto.shape.add(), value)
-        elif isinstance(value, bool):
-            proto.b.append(value)
-        elif isinstance(value, int):
-            proto.i.append(value)
-        elif isinstance(value, float):
-            proto.f.append(value)
-        else:
-            proto.s.append(value)
-
-
-def _set_function(proto: attr_value_pb2.NameAttrList, value: Function, renamed: Mapping[str, str]) -> None:
-    proto.name = renamed.get(value.name, value.name)
-    for name, attr in value.attrs:
-        _set_attr(proto.attr[name], attr, "", {}, renamed)
-
-
-def _set_shape(proto: Any, shape: Shape) -> None:
-    if shape == Shape.unknown:
-        proto.unknown_rank = True
-    else:
-        proto.SetInParent()
-        for size in shape:
-            proto.dim.add(size=size)
-
-
-@functools.cache
-def _type(dtype: str) -> tf.DType:
-    return tf.dtypes.as_dtype(str(dtype))
-
-
-@functools.cache
-def _enum(dtype: str) -> int:
-    return int(_type(dtype).as_datatype_enum)

@@ -6,15 +6,16 @@ import contextlib
 import hashlib
 import itertools
 import json
-import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import tensorflow as tf
 
 from whale_tf.errors import PlanError, RunError
+from whale_tf.ir.functions import called
+from whale_tf.ir.graph import Graph
+from whale_tf.ir.text import print_graph
 from whale_tf.run.ops import broadcast
 from whale_tf.world import Member
 from whale_tf.world.agreement import by_ranks, first_difference
@@ -24,9 +25,6 @@ CARRIED = (tf.float16, tf.bfloat16, tf.float32, tf.float64, tf.int32, tf.int64, 
 
 FAILED = "failed"
 LONGEST_LINE = 160  # of a program that an error shows
-WORD = re.compile(r"[\w./-]+")
-# Names that TensorFlow makes of its count of functions: of a custom gradient, and of what a loop's condition ignores.
-COUNTED = re.compile(r"(?<=CustomGradient-)\d+|(?<=_)\d+(?=___redundant_placeholder)")
 
 
 @dataclass(frozen=True)
@@ -114,25 +112,10 @@ def share(world: World, dtype: tf.DType, values: list[tf.Tensor], source: int = 
     return [tf.io.parse_tensor(bytes.fromhex(text), dtype) for text in json.loads(given)]
 
 
-def canonical(text: str, functions: Mapping[str, Any]) -> str:
-    """A text with the bodies of the functions it names, in which these are numbered as they come.
-
-    TensorFlow's own names for them count what a process has traced before, and so do those of custom gradients.
-    """
-    numbers: dict[str, str] = {}
-    bodies: list[str] = []
-
-    def numbered(match: re.Match[str]) -> str:
-        name = match[0]
-        if name in functions and name not in numbers:
-            numbers[name] = f"function_{len(numbers)}"
-            bodies.append(str(functions[name]))
-        return numbers.get(name, name)
-
-    written = [WORD.sub(numbered, text)]
-    while bodies:
-        written.append(WORD.sub(numbered, bodies.pop(0)))
-    return COUNTED.sub("", "\n".join(written))
+def program_text(graph: Graph, calls: Mapping[str, Graph]) -> str:
+    """A program as text, with the functions it refers to."""
+    bodies = called([graph], calls).items()
+    return "\n".join([print_graph(graph), *(print_graph(body, name) for name, body in bodies)])
 
 
 def digest_of(text: str) -> str:
