@@ -12,6 +12,10 @@ plus those that only exist between capture and lowering:
 | `Argument`  |           | one argument of a function: `index`                                             |
 | `Write`     | value     | the variable has this value from here on: `variable`; gives the value           |
 | `Gradient`  | values    | a marked gradient, one input per stage that contributes: `call`, `variable`     |
+| `Merge`     | value     | the value of all parts of the batch, of what each part has                      |
+| `Piece`     | value     | each part's own piece of a whole value: `dim`, `outer`                          |
+| `Shift`     | value     | positions counted from the part's first example, as the whole batch counts: `ahead` |
+| `Scale`     | value     | times the part's share of the examples to a `power`                             |
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from whale_tf.errors import InternalError
 
 BOUNDARY_OPS = frozenset({"Input", "Variable", "Captured", "Handle", "Argument"})
 # Another name for the value they take: there is nothing to run.
-ALIAS_OPS = frozenset({"Write", "Gradient"})
+ALIAS_OPS = frozenset({"Write", "Gradient", "Merge"})
 
 
 class DType(str):
@@ -44,6 +48,11 @@ class Shape(tuple[int | None, ...]):
     def known(self) -> bool:
         """Whether the rank and every dim are known."""
         return all(size is not None and size >= 0 for size in self)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes as numbers; -1 for an unknown one, and for an unknown rank."""
+        return tuple(-1 if size is None else size for size in self)
 
     def __str__(self) -> str:
         return "[" + ",".join("*" if size is None else "?" if size < 0 else str(size) for size in self) + "]"
