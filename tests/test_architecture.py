@@ -29,8 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "world": set(),
     "run": {"ir", "plan", "rewrite", "world"},
     "save": {"ir", "plan", "run"},
-    "parallelize": {"annotate", "capture", "ir", "plan", "rewrite", "run", "start", "traces"},
-    "traces": {"annotate", "capture", "ir", "plan", "rewrite", "run", "start"},
+    "parallelize": {"annotate", "capture", "ir", "plan", "rewrite", "run", "start"},
     "start": {"annotate", "run", "world", "_protos"},
 }
 # "" is the public face: what needs TensorFlow comes later there, see tests/test_public_names.py.

@@ -7,40 +7,42 @@ import functools
 import gc
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import tensorflow as tf
 
-from whale_tf.capture.record import Trace, composites, line_of
+from whale_tf.capture.outside import Outside
+from whale_tf.capture.record import Trace, line_of
+from whale_tf.capture.sized import Captured, at_every_size, at_one_size, capture_first
 from whale_tf.capture.translate import CapturedStep
-from whale_tf.errors import CaptureError
+from whale_tf.errors import Line
 from whale_tf.ir.dumps import Dumps
 from whale_tf.ir.graph import Graph
-from whale_tf.plan.composites import Composite
-from whale_tf.plan.losses import coupled_examples
+from whale_tf.plan.coupling import Coupling, resolve
+from whale_tf.plan.layout import Layout, Request, cut_batch, fit_batch, lay_out, read_scopes
+from whale_tf.plan.losses import refuse_wrong_losses
+from whale_tf.plan.one_part import undivided
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.planner import Facts, make_plan
-from whale_tf.plan.roles import Roles, find_roles
-from whale_tf.plan.stages import assign_stages
-from whale_tf.rewrite.bind import Binder, Variant
+from whale_tf.plan.states import States
+from whale_tf.rewrite import Passes
+from whale_tf.rewrite.bind import Binder
 from whale_tf.rewrite.check import check
 from whale_tf.rewrite.cut import Cut, Key, StageFunction, cut
 from whale_tf.rewrite.fold_random import fold_random
 from whale_tf.rewrite.hold_assignments import hold_assignments
+from whale_tf.rewrite.reshard import Resharded, reshard
+from whale_tf.rewrite.resize import at_size, resize
 from whale_tf.rewrite.send_first import send_first
-from whale_tf.rewrite.tell_apart import tell_apart
-from whale_tf.rewrite.whole_batch import depends_on_size, use_whole_batch
 from whale_tf.run.away import may_be_away, named_only, share_variables
 from whale_tf.run.communicator import next_ids
 from whale_tf.run.compiled import Compiled, Parts
 from whale_tf.run.feed import digest
 from whale_tf.run.processes import World, agree, digest_of, program_text, tell_failure
-from whale_tf.run.signature import Arguments
+from whale_tf.run.signature import Arguments, written_at
 from whale_tf.run.step import Options, Step
-from whale_tf.start import current_world
-from whale_tf.traces import Captures, trace_at_sizes
+from whale_tf.start import current_cluster, current_world
 
 DUMP_VARIABLE = "WHALE_TF_DUMP"
 
@@ -49,7 +51,16 @@ DUMP_VARIABLE = "WHALE_TF_DUMP"
 def function(fn: Callable[..., Any]) -> Step: ...
 @overload
 def function(
-    fn: None = None, *, micro_batches: int = 1, schedule: str = "1f1b", loss: str = "mean", whole: Sequence[str] = ()
+    fn: None = None,
+    *,
+    micro_batches: int = 1,
+    schedule: str = "1f1b",
+    loss: str | None = None,
+    whole: Sequence[str] = (),
+    coupling: str = "auto",
+    accept: Sequence[str] = (),
+    gather_bytes: int = Options.gather_bytes,
+    verify_first: bool = False,
 ) -> Callable[[Callable[..., Any]], Step]: ...
 
 
@@ -58,8 +69,12 @@ def function(
     *,
     micro_batches: int = 1,
     schedule: str = "1f1b",
-    loss: str = "mean",
+    loss: str | None = None,
     whole: Sequence[str] = (),
+    coupling: str = "auto",
+    accept: Sequence[str] = (),
+    gather_bytes: int = Options.gather_bytes,
+    verify_first: bool = False,
 ) -> Step | Callable[[Callable[..., Any]], Step]:
     """In the place of `tf.function`: makes a training step that runs over the devices its scopes ask for.
 
@@ -70,27 +85,50 @@ def function(
       fn: the step.
       micro_batches: parts that each replica cuts its examples into; gradients are accumulated over them.
       schedule: `gpipe`, `1f1b`, `interleaved` or `zero_bubble`: the order of forward and backward over the stages.
-      loss: what the loss is over the examples: `mean`, or `sum`. Gradients of parts are averaged by their share of
-        the examples, or added.
+      loss: `mean` or `sum`: what the loss is over the examples. It need not be said; where it is, it is checked.
       whole: names of arguments whose tensors are not cut.
+      coupling: `exact` computes over the global batch what relates examples of several parts to each other, also in the
+        middle of the step. `auto` does so where it is a total of few bytes and there is one micro-batch, takes the
+        statistics of BatchNormalization over each part, and refuses the rest.
+      accept: operations, kinds of operation (`Mean`) or lines (`train.py:14`) of which each part's own value is taken.
+      gather_bytes: how many bytes of examples are brought to one device, at most, for what is computed once.
+      verify_first: whether the first call with inputs of some shapes is first verified as `step.verify` does; if its
+        numbers are not those of one device, an error says which, and nothing has changed.
     Raises:
       ScheduleError, PlanError: an option that is not known, at once; other errors come with the first call.
     """
-    options = Options(micro_batches, schedule, loss, (whole,) if isinstance(whole, str) else tuple(whole))
+    options = Options(
+        micro_batches, schedule, loss, _names(whole), coupling, _names(accept), gather_bytes, verify_first
+    )
 
     def make(fn: Callable[..., Any]) -> Step:
         options.check(fn)
-        return Step(fn, options, functools.partial(compile_step, told=set()), current_world)
+        return Step(fn, options, functools.partial(compile_step, told=set(), captured={}), current_world)
 
     return make if fn is None else make(fn)
 
 
-def compile_step(fn: Callable[..., Any], arguments: Arguments, options: Options, told: set[str]) -> Compiled:
-    """Makes a step ready to run for one signature; a warning that is in `told` is not repeated."""
+def _names(given: Sequence[str]) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
+def compile_step(
+    fn: Callable[..., Any],
+    arguments: Arguments,
+    options: Options,
+    told: set[str],
+    captured: dict[Hashable, Captured],
+) -> Compiled:
+    """Makes a step ready to run for one signature.
+
+    Args:
+      told: warnings that are not repeated; added to.
+      captured: for each kind of arguments the step at a size that it was traced at; added to.
+    """
     world, name = current_world(), getattr(fn, "__name__", "step")
     with _without_collection(), named_only():
         try:
-            graph, parts = _compile(fn, arguments, options, told, world)
+            graph, parts = _compile(fn, arguments, options, told, captured, world)
         except Exception as error:
             if world is not None:
                 tell_failure(world, name, error)
@@ -115,49 +153,108 @@ def _without_collection() -> Iterator[None]:
 
 
 def _compile(
-    fn: Callable[..., Any], arguments: Arguments, options: Options, told: set[str], world: World | None
+    fn: Callable[..., Any],
+    arguments: Arguments,
+    options: Options,
+    told: set[str],
+    captured: dict[Hashable, Captured],
+    world: World | None,
 ) -> tuple[Graph, Parts]:
     """The step's graph, and all that is needed to run it."""
     dump = Dumps(os.environ.get(DUMP_VARIABLE))
-    captured = trace_at_sizes(fn, arguments, options)
-    step, examples = captured.steps[0], captured.examples
+    before = captured.get(arguments.family)
+    outside = before.outside if before is not None else Outside()
+    step = capture_first(fn, arguments, outside)
     dump("captured", step.graph)
-    roles = find_roles(step.graph, examples[0])
-    if captured.probe is not None and depends_on_size(step.graph, roles, examples[0]):
-        graph = use_whole_batch(step.graph, roles, captured.probe[0].graph)
-        step, roles = replace(step, graph=graph), find_roles(graph, examples[0])
-        dump("whole_batch", graph, after="use_whole_batch")
-    plan = make_plan(step.graph, roles, _facts(captured, options))
-    variants = {
-        examples[0]: Variant(step.graph, roles, _cut(step.graph, roles, plan, plan.stage_of, examples[0], dump))
-    }
-    for size, each in zip(examples[1:], captured.steps[1:], strict=True):
-        variants[size] = _variant(step.graph, each, captured, plan, size, dump)
-    program = Binder(step.graph, roles, plan, variants, arguments.fed).bind()
+    line = functools.partial(line_of, step.trace)
+    request, layout, sizes = _laid_out(fn, step, arguments, options)
+    if layout.replicas * len(sizes[0]) > 1:
+        sized = at_every_size(fn, arguments, step, outside, _other_size(sizes, arguments.examples), before)
+        captured[arguments.family] = Captured(step, arguments.examples, outside)
+        coupling = Coupling(options.coupling == "exact", options.accept, len(sizes[0]), options.gather_bytes, line)
+        states, accepted = resolve(sized, coupling)
+        if options.loss is not None:
+            refuse_wrong_losses(states, options.loss, step.trace.targets, line)
+    else:
+        states, accepted = undivided(at_one_size(step, arguments.examples)), ()
+    passes = Passes(os.environ.get(DUMP_VARIABLE, ""))
+    resharded = passes.run("reshard", reshard, states)
+    graph, roles = resharded.graph, resharded.roles
+    dump("resharded", graph, after="reshard")
+    values = {ref: known.value for ref, known in states.known.items()}
+    micro = at_size(graph, states, resharded.made_of, max(map(max, sizes)))
+    plan = make_plan(graph, roles, values, _facts(step, micro, request, layout, sizes, options))
+    how = Cut(plan.micro_batches > 1, plan.schedule == "zero_bubble")
+    functions = passes.run("cut", cut, graph, roles, plan.stage_of, how)
+    for key, function in functions.items():
+        dump(f"cut-{key}", function.graph, after="cut")
+    variants, calls = _at_sizes(functions, states, resharded, plan, passes)
+    for size, variant in variants.items():
+        for key, function in variant.items():
+            dump(f"resize-{key}-{size}", function.graph, after="resize")
+    program = passes.run("bind", Binder(graph, roles, plan, variants, arguments.fed).bind)
     dump("bound", program.main, after="bind")
-    program = hold_assignments(send_first(program))
-    check(step.graph, roles, plan, variants, program)
+    program = passes.run("send_first", send_first, program)
+    program = passes.run("hold_assignments", hold_assignments, program)
+    passes.run("check", check, graph, roles, plan, states.sizes, variants, program)
     dump("held", program.main, after="hold_assignments")
-    averaged = plan.parts > 1 and plan.loss == "mean"
-    for warning in _warnings(
-        captured, coupled_examples(step.graph, roles, examples[0], step.trace.targets) if averaged else ()
-    ):
-        if warning not in told:
-            warnings.warn(warning, stacklevel=2)
-            told.add(warning)
+    _warn(_warnings(layout, request, accepted, line), told)
     parts = Parts(
         plan,
         program,
-        {name: graph for each in captured.all for name, graph in each.calls.items()},
+        {**step.calls, **calls},
         step.variables,
-        step.captured,
+        outside.tensors,
         lambda outputs: _result(step.trace, outputs),
-        lambda operation: line_of(step.trace, operation),
-        captured.all,
+        line,
+        (step,),
         world,
         getattr(fn, "__name__", "step"),
     )
-    return step.graph, parts
+    return graph, parts
+
+
+def _laid_out(
+    fn: Callable[..., Any], step: CapturedStep, arguments: Arguments, options: Options
+) -> tuple[Request, Layout, tuple[tuple[int, ...], ...]]:
+    """The user's scopes, the devices they get, and for each replica how many examples each micro-batch holds."""
+    request = read_scopes(step.trace.opened)
+    scope = [request.replica] if request.replica else []
+
+    def cut(layout: Layout, micro_batches: int) -> tuple[tuple[int, ...], ...]:
+        names, at = arguments.cut_names, [written_at(fn)]
+        return cut_batch(arguments.examples, layout.shares, micro_batches, names, at=at, scope=scope)
+
+    layout = lay_out(request, current_cluster(), options.schedule)
+    return request, *fit_batch(layout, options.micro_batches, arguments.examples, cut)
+
+
+def _other_size(sizes: Sequence[Sequence[int]], batch: int) -> int:
+    """The size of the second trace: that of a micro-batch, but for one of a single example."""
+    largest = max(map(max, sizes))
+    return largest if 1 < largest < batch else 3 if batch == 2 else 2
+
+
+def _at_sizes(
+    functions: Mapping[Key, StageFunction], states: States, resharded: Resharded, plan: Plan, passes: Passes
+) -> tuple[dict[int, Mapping[Key, StageFunction]], dict[str, Graph]]:
+    """The stage functions at each size of micro-batch, and the functions that these call."""
+    variants: dict[int, Mapping[Key, StageFunction]] = {}
+    calls: dict[str, Graph] = {}
+    for size in sorted({size for row in plan.sizes for size in row}, reverse=True):
+        resized = {
+            key: passes.run("resize", resize, function, states, resharded.made_of, size)
+            for key, function in functions.items()
+        }
+        variants[size] = {key: each.function for key, each in resized.items()}
+        if plan.parts > 1:
+            variants[size] = {
+                key: passes.run("fold_random", fold_random, function, states)
+                for key, function in variants[size].items()
+            }
+        for each in resized.values():
+            calls.update(each.calls)
+    return variants, calls
 
 
 def _meet(world: World, name: str, arguments: Arguments, graph: Graph, parts: Parts) -> None:
@@ -183,66 +280,40 @@ def _meet(world: World, name: str, arguments: Arguments, graph: Graph, parts: Pa
     share_variables(world, parts.variables.values())
 
 
-def _facts(captured: Captures, options: Options) -> Facts:
-    step = captured.steps[0]
-    other = (captured.probe[0].graph, captured.probe[1]) if captured.probe else None
-    if other is None and len(captured.steps) > 1:
-        other = captured.steps[1].graph, captured.examples[1]
-    devices = {name: index for index, name in reversed(list(enumerate(captured.layout.devices)))}  # the first process's
+def _facts(
+    step: CapturedStep,
+    micro: Graph,
+    request: Request,
+    layout: Layout,
+    sizes: tuple[tuple[int, ...], ...],
+    options: Options,
+) -> Facts:
+    devices = {name: index for index, name in reversed(list(enumerate(layout.devices)))}  # the first process's
     homes = {name: devices.get(getattr(variable.handle, "device", ""), 0) for name, variable in step.variables.items()}
     return Facts(
-        captured.request,
-        captured.layout,
-        captured.sizes,
+        request,
+        layout,
+        sizes,
         options.schedule,
-        options.loss,
         homes,
-        other,
         lambda operation: line_of(step.trace, operation),
         step.trace.targets,
-        tuple(Composite(*each) for each in composites(step.trace)),
+        micro,
         frozenset(name for name, variable in step.variables.items() if may_be_away(variable)),
     )
 
 
-def _variant(main: Graph, step: CapturedStep, captured: Captures, plan: Plan, size: int, dump: Dumps) -> Variant:
-    """The step at another size of micro-batch, cut as the plan says."""
-    graph = tell_apart(main, step.graph, find_roles(step.graph, size), size)
-    dump(f"tell_apart-{size}", graph, after="tell_apart")
-    roles = find_roles(graph, size)
-    stage_of = assign_stages(
-        graph,
-        roles,
-        captured.request.stage_of_scope,
-        len(plan.layout.stages),
-        lambda operation: line_of(step.trace, operation),
-    )
-    _refuse_another_program(main, graph, captured, plan, size)
-    return Variant(graph, roles, _cut(graph, roles, plan, stage_of, size, dump))
+def _warn(texts: Iterable[str], told: set[str]) -> None:
+    for text in texts:
+        if text not in told:
+            warnings.warn(text, stacklevel=2)
+            told.add(text)
 
 
-def _cut(
-    graph: Graph, roles: Roles, plan: Plan, stage_of: Mapping[str, int], size: int, dump: Dumps
-) -> Mapping[Key, StageFunction]:
-    mean = plan.loss == "mean"
-    how = Cut(plan.micro_batches > 1, mean and not plan.even, plan.schedule == "zero_bubble", mean and plan.parts > 1)
-    parts = cut(graph, roles, stage_of, how)
-    for key, part in parts.items():
-        dump(f"cut-{key}-{size}", part.graph, after="cut")
-    if plan.parts > 1:
-        parts = {key: fold_random(part, size) for key, part in parts.items()}
-        for key, part in parts.items():
-            dump(f"fold_random-{key}-{size}", part.graph, after="fold_random")
-    return parts
-
-
-def _warnings(captured: Captures, varying: Iterable[str]) -> Iterator[str]:
-    layout, request = captured.layout, captured.request
-    for name in varying:
-        yield (
-            f"'{name}' takes examples together inside the loss, and each micro-batch has only its own: the step trains "
-            f"with other numbers than one device (at {line_of(captured.steps[0].trace, name)})"
-        )
+def _warnings(layout: Layout, request: Request, accepted: Sequence[str], line: Callable[[str], Line]) -> Iterator[str]:
+    if accepted:
+        each = ", ".join(f"'{name}' (at {line(name)})" for name in accepted)
+        yield f"each part of the batch has its own value of what accept= names: {each}"
     if layout.idle and request.stages and request.replica is None:
         used = {place for row in layout.places for place in row}
         idle = [layout.label(index) for index in range(len(layout.devices)) if index not in used]
@@ -254,23 +325,3 @@ def _result(trace: Trace, outputs: Sequence[tf.Tensor]) -> Any:
     leaves = tf.nest.flatten(trace.structure, expand_composites=True)
     values = [next(remaining) if isinstance(leaf, tf.Tensor) else leaf for leaf in leaves]
     return tf.nest.pack_sequence_as(trace.structure, values, expand_composites=True)
-
-
-def _refuse_another_program(main: Graph, other: Graph, captured: Captures, plan: Plan, size: int) -> None:
-    """Traces at different sizes may differ inside; they must give the same gradients, outputs and written variables."""
-
-    def given(graph: Graph) -> set[str]:
-        names = {node.name for node in graph if node.op in ("Gradient", "Write")}
-        inner = {ref.node for ref in plan.merges if ref not in main.outputs}
-        return names | {name for name in inner if name in graph}
-
-    differing = sorted(given(main) ^ given(other))
-    if differing or len(main.outputs) != len(other.outputs):
-        where = ", ".join(differing[:3]) or "outputs"
-        lines = [line_of(each.trace, name) for name in differing[:1] for each in captured.steps]
-        raise CaptureError(
-            "the step is another program for another batch size",
-            details=[f"traced for {captured.examples[0]} and for {size} examples, it differs in {where}"],
-            at=[line for line in lines if line.number][:1],
-            way_out="Let the step not depend on the size of the batch, or use batches that divide evenly.",
-        )

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.python.framework import function  # private; tried with 2.21
+from tensorflow.python.ops import functional_ops  # private; tried with 2.21
 
 import whale_tf as whale
 from whale_tf.capture.outside import Outside
 from whale_tf.capture.record import record
 from whale_tf.capture.translate import CapturedStep, translate
 from whale_tf.ir.functions import functions_of
-from whale_tf.ir.graph import Graph, Shape
+from whale_tf.ir.graph import Graph, Ref, Shape
 from whale_tf.ir.text import parse_graph, print_graph
 from whale_tf.ir.verify import verify
 
@@ -26,7 +27,7 @@ def capture(step: Callable[..., Any], examples: int = 8) -> CapturedStep:
     """A step of one argument [examples, WIDTH]; every body of it is a graph that reads back from its text."""
     specs = [tf.TensorSpec([examples, WIDTH], tf.float32)]
     trace = record(step, lambda tensors: (tuple(tensors), {}), specs, "step", examples=examples)
-    captured = translate(trace, [True], examples, Outside())
+    captured = translate(trace, [True], Outside())
     for name, body in captured.calls.items():
         verify(body, after=name)
         assert parse_graph(print_graph(body, name)) == body
@@ -86,7 +87,15 @@ def clipped(x: tf.Tensor) -> tf.Tensor:
     return tape.gradient(y, x)
 
 
-@pytest.mark.parametrize("step", [recurrence, nested, clipped])
+def aligned(x: tf.Tensor) -> tf.Tensor:
+    """Losses of sequences, by two loops of TensorFlow 1."""
+    logits = x[:, None] * tf.reshape(tf.range(6 * WIDTH, dtype=tf.float32) / 10.0, [6, WIDTH])
+    labels = tf.tile(tf.cast(tf.abs(x[:, :1]), tf.int32) % 3 + 1, [1, 2])
+    lengths = tf.fill([tf.shape(x)[0]], 2), tf.fill([tf.shape(x)[0]], 6)
+    return tf.nn.ctc_loss(labels, logits, *lengths, logits_time_major=False, blank_index=0)
+
+
+@pytest.mark.parametrize("step", [recurrence, nested, clipped, aligned])
 def test_traces_at_two_sizes_differ_in_nothing_but_shapes(step: Callable[[tf.Tensor], tf.Tensor]) -> None:
     first = capture(step, 8)
     for _ in range(7):
@@ -181,24 +190,92 @@ def test_a_step_without_functions_has_no_bodies() -> None:
     assert not capture(tf.sin).calls
 
 
-def test_a_body_that_calls_a_function_of_tensorflow_1_stays_as_it_is() -> None:
-    whale.init(2)
+@function.Defun(tf.float32)
+def doubled(x: tf.Tensor) -> tf.Tensor:
+    return x * 2.0
 
-    @function.Defun(tf.float32)
-    def doubled(x: tf.Tensor) -> tf.Tensor:
-        return x * 2.0
+
+@function.Defun(tf.float32)
+def with_its_double(x: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    tf.print("in", "a function of TensorFlow 1")
+    return tf.identity(x), tf.stack([doubled(x), doubled(doubled(x))])
+
+
+def looped(step: Callable[[tf.Tensor], tf.Tensor]) -> Callable[[tf.Tensor], tf.Tensor]:
+    """The step three times over."""
 
     def loop(x: tf.Tensor) -> tf.Tensor:
-        return tf.while_loop(lambda i, x: i < 3, lambda i, x: (i + 1, tf.ensure_shape(doubled(x), x.shape)), (0, x))[1]
+        return tf.while_loop(lambda i, x: i < 3, lambda i, x: (i + 1, tf.ensure_shape(step(x), x.shape)), (0, x))[1]
 
-    assert list(capture(loop).calls) == ["while/cond"]
+    return loop
+
+
+def equals_one_device(fn: Callable[[tf.Tensor], tf.Tensor], x: np.ndarray) -> None:
+    whale.init(2)
 
     @whale.function
     def step(x: tf.Tensor) -> tf.Tensor:
         with whale.replica(2):
-            return loop(x)
+            return fn(x)
 
-    np.testing.assert_array_equal(step(np.ones([4, WIDTH], np.float32)), np.full([4, WIDTH], 8.0))
+    np.testing.assert_allclose(step(x), tf.function(fn)(x), rtol=1e-6)  # XLA and the kernels round differently
+
+
+def test_a_function_of_tensorflow_1_is_called() -> None:
+    def step(x: tf.Tensor) -> tf.Tensor:
+        same, others = with_its_double(x)
+        return same + tf.reduce_sum(others, axis=0)
+
+    captured = capture(looped(step))
+    inner = "while/body/while/StatefulPartitionedCall/f"
+    twice = [f"{inner}/{name}/f" for name in ("PartitionedCall", "PartitionedCall_1", "PartitionedCall_2")]
+    assert set(captured.calls) == {*twice, inner, "while/body", "while/cond"}
+    call = only(captured.calls["while/body"], "StatefulPartitionedCall")
+    assert functions_of(call) == {"f": inner}
+    assert (call.attrs["Tin"], call.attrs["Tout"], call.stateful) == (("float32",), ("float32",) * 2, True)
+    assert call.outputs[1].shape == Shape((2, 8, WIDTH))
+    assert only(captured.calls["while/body"], "Sum").inputs[0] == Ref(call.name, 1)
+    assert [only(captured.calls[name], "Mul").outputs[0].shape for name in twice] == [Shape((8, WIDTH))] * 3
+    equals_one_device(looped(step), np.ones([4, WIDTH], np.float32))
+
+
+def test_a_function_of_tensorflow_1_that_has_a_loop_stays_as_it_is() -> None:
+    tf.compat.v1.disable_control_flow_v2()
+    tf.compat.v1.disable_tensor_equality()
+    try:
+
+        @function.Defun(tf.float32)
+        def power(x: tf.Tensor) -> tf.Tensor:
+            return tf.compat.v1.while_loop(lambda x: tf.reduce_sum(x) < 100.0, lambda x: x * 2.0, [x])
+
+        assert any(node.op == "NextIteration" for node in power.definition.node_def)
+    finally:
+        tf.compat.v1.enable_control_flow_v2()
+        tf.compat.v1.enable_tensor_equality()
+    captured = capture(looped(power))
+    assert list(captured.calls) == ["while/body", "while/cond"]
+    assert functions_of(only(captured.calls["while/body"], "PartitionedCall")) == {"f": power.name}
+    equals_one_device(looped(lambda x: power(x) / 4.0), np.ones([4, WIDTH], np.float32))
+
+
+def test_shapes_in_a_loop_of_tensorflow_1_are_those_that_stay() -> None:
+    calls = capture(aligned).calls
+    assert Shape((7, 8, 6)) in [kind.shape for kind in calls["ctc_loss_dense/While_1/body"]["PartitionedCall"].outputs]
+    assert all(kind.shape.known for body in calls.values() for node in body for kind in node.outputs)
+
+
+def test_shapes_that_a_loop_of_tensorflow_1_changes_are_not_known() -> None:
+    @function.Defun(tf.float32, tf.float32)
+    def goes_on(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+        return tf.size(x) < 100
+
+    @function.Defun(tf.float32, tf.float32)
+    def grown(x: tf.Tensor, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return tf.concat([x, y], axis=1), y
+
+    captured = capture(lambda x: functional_ops.While([x, x], goes_on, grown)[0])
+    arguments = [node for node in captured.calls["While/body"] if node.op == "Argument"]
+    assert [node.outputs[0].shape for node in arguments] == [Shape((8, -1)), Shape((8, WIDTH))]
 
 
 def through_datasets(x: tf.Tensor) -> tf.Tensor:
@@ -245,21 +322,12 @@ STEPS = [
     through_a_table,
     through_names,
     through_random_numbers,
+    aligned,
 ]
 
 
 @pytest.mark.parametrize("fn", STEPS, ids=lambda fn: fn.__name__)
 def test_a_step_with_bodies_equals_one_device(fn: Callable[[tf.Tensor], tf.Tensor]) -> None:
-    whale.init(2)
-    batch_first = [1, 0, 2] if fn is recurrence else [0, 1]
-
-    def whole(x: tf.Tensor) -> tf.Tensor:
-        return tf.transpose(fn(x), batch_first)
-
-    @whale.function
-    def step(x: tf.Tensor) -> tf.Tensor:
-        with whale.replica(2):
-            return whole(x)
-
     x = np.tile(np.array([[0.5, -1.0, 2.0, 3.0]], np.float32), [8, 1])
-    np.testing.assert_allclose(step(x), tf.function(whole)(x), rtol=1e-6)  # XLA and the kernels round differently
+    batch_first = [1, 0, 2] if fn is recurrence else [0] if fn is aligned else [0, 1]
+    equals_one_device(lambda x: tf.transpose(fn(x), batch_first), x)

@@ -30,12 +30,28 @@ def test_equal_constants_share_an_index() -> None:
     assert outside.tensors[1].device.endswith("CPU:0")
 
 
-def test_only_large_constants_that_do_not_follow_the_batch_are_handed_over() -> None:
+def test_only_large_constants_are_handed_over() -> None:
     many = LARGE_BYTES // 4
-    assert is_large(constant(2, many), 8)
-    assert not is_large(constant(8, many), 8)
-    assert not is_large(constant(many // 2), 8)
-    assert not is_large(tf.make_tensor_proto(1.0, shape=[2 * many]), 8)  # one number and a shape
+    assert is_large(constant(2, many))
+    assert not is_large(constant(many // 2))
+    assert not is_large(tf.make_tensor_proto(1.0, shape=[2 * many]))  # one number and a shape
+
+
+def test_each_part_takes_its_own_rows_of_a_large_constant_that_is_as_long_as_the_batch() -> None:
+    whale.init(8)
+    examples = 13
+    rows = np.arange(examples * LARGE_BYTES // 4, dtype=np.float32).reshape(examples, -1)
+
+    def plain(x: Any) -> Any:
+        with whale.replica(2):
+            table = tf.constant(rows)[: x.shape[0]]
+            return x * table[:, -1:], tf.reduce_sum(x[:, 0] * table[:, 0])
+
+    step = whale.function(micro_batches=2)(plain)
+    x = np.ones([examples, 2], np.float32)
+    for got, want in zip(step(x), tf.function(plain)(x), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-6)  # a sum of parts is rounded otherwise
+    np.testing.assert_array_equal(step.compiled.parts.outside[0], rows)
 
 
 @pytest.mark.parametrize("examples", [16, 13])

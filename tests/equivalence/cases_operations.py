@@ -236,7 +236,6 @@ CASES = (
     Case(double_precision),
     Case(ragged_rows),
     Case(chosen_examples),
-    Case(python_in_the_step),
     Case(method),
     Case(unused_parts),
     Case(images_of_changing_size),

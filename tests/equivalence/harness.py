@@ -110,15 +110,16 @@ class Case:
 
     Attributes:
       build: gives the training of this case, fresh and always the same, with the scopes it is given.
-      loss, whole: as in `whale.function`.
+      loss, whole, accept: as in `whale.function`.
       tolerance: of a tensor's largest number.
       allows: which layouts it makes sense for.
       layouts: those it is run at, in the place of a choice from the general ones.
     """
 
     build: Callable[[Scopes], Training]
-    loss: str = "mean"
+    loss: str | None = None
     whole: tuple[str, ...] = ()
+    accept: tuple[str, ...] = ()
     tolerance: float = TOLERANCE
     allows: Callable[[Layout], bool] = field(default=lambda layout: True)
     layouts: tuple[Layout, ...] = ()
@@ -138,12 +139,17 @@ def check(case: Case, layout: Layout) -> tuple[Any, Training]:
     return step, training
 
 
-def parallel(case: Case, layout: Layout) -> tuple[Any, Training]:
-    """The step under the layout, and its fresh training."""
+def parallel(case: Case, layout: Layout, **options: Any) -> tuple[Any, Training]:
+    """The step under the layout, and its fresh training; `options` are those of `whale.function`."""
     whale.init(devices=layout.devices or layout.replicas * layout.stages)
     training = fresh(case, layout)
     decorate = whale.function(
-        micro_batches=layout.micro_batches, schedule=layout.schedule, loss=case.loss, whole=case.whole
+        micro_batches=layout.micro_batches,
+        schedule=layout.schedule,
+        loss=case.loss,
+        whole=case.whole,
+        accept=case.accept,
+        **options,
     )
     return decorate(training.step), training
 

@@ -1,7 +1,7 @@
-"""BatchNorm: the statistics are those of a micro-batch, and moving averages go along the micro-batches of a replica.
+"""BatchNorm: the statistics are those of a micro-batch; moving averages take the mean of them, once per step.
 
-    replica 0    a ─ 2 examples ─▶ a' ─ 2 examples ─▶ a'' ─╮
-    replica 1    a ─ 2 examples ─▶ b' ─ 1 example ──▶ b'' ─┴▶ mean, weighted by examples ─▶ the new moving average
+    replica 0    a ─ 2 examples ─▶ a0      a ─ 2 examples ─▶ a1 ─╮
+    replica 1    a ─ 2 examples ─▶ b0      a ─ 1 example ──▶ b1 ─┴▶ mean, weighted by examples ─▶ the new moving average
 
 The reference does exactly that in a Python loop on one device, and divides a batch as the step does: replicas first,
 the earlier ones taking what is left over.
@@ -29,6 +29,7 @@ from tests.equivalence.harness import (
     fresh,
     numbers,
     parallel,
+    reference,
 )
 from tests.equivalence.models import CLASSES, WIDTH, classified, cross_entropy, dense, optimized, variables_of
 
@@ -91,15 +92,14 @@ def by_definition(layout: Layout) -> Numbers:
         ends = [tf.zeros_like(value) for value in begin]
         total, sums, first = tf.constant(0.0), [tf.zeros_like(variable) for variable in variables], 0
         for examples in parts(layout.examples, layout.shares or [1] * layout.replicas):
-            for variable, value in zip(moving, begin, strict=True):
-                variable.assign(value)
             for size in parts(examples, [1] * layout.micro_batches):
+                for variable, value in zip(moving, begin, strict=True):
+                    variable.assign(value)
                 loss, gradients = gradients_of(x[first : first + size], y[first : first + size])
                 first, share = first + size, size / layout.examples
                 total += share * loss
                 sums = [a + share * b for a, b in zip(sums, gradients, strict=True)]
-            share = examples / layout.examples
-            ends = [end + share * variable.value for end, variable in zip(ends, moving, strict=True)]
+                ends = [end + share * variable.value for end, variable in zip(ends, moving, strict=True)]
         for variable, value in zip(moving, ends, strict=True):
             variable.assign(value)
         optimizer.apply_gradients(zip(sums, variables, strict=True))
@@ -125,6 +125,14 @@ LAYOUTS = (
 def test_statistics_are_those_of_a_micro_batch(layout: Layout) -> None:
     step, whole = parallel(Case(normalized), layout)
     wrong = differences(numbers(whole, step), by_definition(layout), TOLERANCE)
+    assert not wrong, "\n  ".join([str(layout), *wrong])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_exact_coupling_is_one_device(layout: Layout) -> None:
+    """The statistics are those of the global batch, in the backward as well."""
+    step, training = parallel(Case(normalized), layout, coupling="exact")
+    wrong = differences(numbers(training, step), reference(Case(normalized), layout.examples), TOLERANCE)
     assert not wrong, "\n  ".join([str(layout), *wrong])
 
 

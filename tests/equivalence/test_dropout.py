@@ -1,4 +1,4 @@
-"""Dropout: one device's masks where nothing is divided, masks of their own for every part where the batch is."""
+"""Dropout: the masks of one device, of which every part has its own piece."""
 
 from __future__ import annotations
 
@@ -78,8 +78,11 @@ DIVIDED = (
 )
 
 
-@pytest.mark.parametrize("layout", [Layout(), Layout(stages=2), Layout(stages=4, schedule="zero_bubble")], ids=str)
-def test_undivided_batch_gets_the_masks_of_one_device(layout: Layout) -> None:
+UNEVEN = (Layout(replicas=2, micro_batches=2, examples=13), Layout(micro_batches=4, examples=4))
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout(stages=2), *DIVIDED, *UNEVEN], ids=str)
+def test_masks_are_those_of_one_device(layout: Layout) -> None:
     check(Case(dropped), layout)
 
 
@@ -127,19 +130,22 @@ def test_seeds_advance_as_on_one_device(layout: Layout) -> None:
         np.testing.assert_array_equal(array(training.owners[0].variables[0]), array(plain.owners[0].variables[0]))
 
 
-def test_random_operations_without_state_differ_between_parts() -> None:
-    """tf.random.stateless_uniform with one seed for the step."""
+@pytest.mark.parametrize("shape", [(), (3,), (4,)], ids=str)
+@pytest.mark.parametrize("dtype", [tf.float32, tf.float64, tf.int32])
+def test_draws_from_a_seed_are_those_of_one_device(shape: tuple[int, ...], dtype: tf.DType) -> None:
+    """Also where a part begins in the middle of what the generator draws at once."""
 
     def noise(scopes: Scopes) -> Training:
         blocks = classifier()
+        limits = {"maxval": 99} if dtype == tf.int32 else {}
 
-        def step(x: tf.Tensor) -> Any:
+        def step(x: tf.Tensor, seed: tf.Tensor) -> Any:
             with scopes.replica:
                 h = scopes.through(blocks, x)
-                return tf.random.stateless_uniform(tf.shape(h), [1, 2]), h
+                size = [tf.shape(h)[0], *shape]
+                drawn = tf.random.stateless_uniform(size, seed, dtype=dtype, **limits)
+                return drawn, tf.random.stateless_truncated_normal(tf.shape(h), [3, 4]), h
 
-        return Training(step, [(x,) for x in rows(scopes.examples)], blocks)
+        return Training(step, [(x, np.array([5, 7])) for x in rows(scopes.examples)], blocks)
 
-    step, training = parallel(Case(noise), Layout(replicas=2, stages=2, micro_batches=4))
-    drawn = array(step(*training.batches[0])[0])
-    assert len({part.tobytes() for part in drawn.reshape(8, 2, -1)}) == 8
+    check(Case(noise, whole=("seed",)), Layout(replicas=2, stages=2, micro_batches=2, examples=13))

@@ -1,6 +1,6 @@
-"""Steps whose numbers depend on the batch as a whole: they are those of one device, or the step says that they are not.
+"""Steps whose numbers depend on the batch as a whole: they are those of one device, or the step is refused.
 
-It says so by an error or, where training goes on with what a micro-batch gives, by a warning.
+More of them, by what a loss, an output or a write is made of, are in test_forms.py.
 """
 
 from __future__ import annotations
@@ -12,7 +12,19 @@ import pytest
 import tensorflow as tf
 
 import whale_tf as whale
-from tests.equivalence.harness import TOLERANCE, Case, Layout, Scopes, Training, check, parallel
+from tests.equivalence.cases_operations import python_in_the_step
+from tests.equivalence.harness import (
+    TOLERANCE,
+    Case,
+    Layout,
+    Scopes,
+    Training,
+    check,
+    differences,
+    numbers,
+    parallel,
+    reference,
+)
 from tests.equivalence.models import classified, classifier, cross_entropies, cross_entropy, descend, variables_of
 
 Outputs = Callable[[tf.Tensor, tf.Tensor], Any]
@@ -211,62 +223,41 @@ CASES = (
     counting(subtracted_from),
 )
 
-SAME = {
-    "sums_and_largest",
-    "gradient_by_inputs",
-    "twice_differentiated",
-    "size_of_a_gradient_differentiated",
-    "subtracted_from",
-}
-WARNED = {"root_of_the_mean", "normalized_by_the_largest", "weighted_by_a_sum"}
-REFUSED = {"gram_matrix", "counted_classes"}
-# What a micro-batch alone would have to know of the others. `Step.verify` shows it; the step itself says nothing yet.
-UNNOTICED = {str(case) for case in CASES} - SAME - WARNED - REFUSED
-GAP = pytest.mark.xfail(reason="whale_tf does not notice it", raises=AssertionError)
-BROKEN = pytest.mark.xfail(reason="a variable's first value is used in a stage before its own", raises=KeyError)
+REFUSED = {"root_of_the_mean", "contrast", "normalized_by_the_largest"}
 PARTS = Layout(replicas=2, micro_batches=2)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, id=str(case), marks=[GAP] if str(case) in UNNOTICED else [])
-        for case in CASES
-        if str(case) in SAME | UNNOTICED
-    ],
-)
+@pytest.mark.parametrize("case", [case for case in CASES if str(case) not in REFUSED], ids=str)
 def test_the_batch_as_a_whole_is_one_device(case: Case) -> None:
     check(case, PARTS)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if str(case) in WARNED], ids=str)
-def test_other_numbers_than_one_devices_are_warned_of_with_the_line(case: Case) -> None:
-    step, training = parallel(case, PARTS)
-    with pytest.raises(UserWarning, match=f" in {case}: "):
-        step(*training.batches[0])
-
-
 @pytest.mark.parametrize("case", [case for case in CASES if str(case) in REFUSED], ids=str)
-def test_an_output_that_cannot_be_put_together_is_refused_with_the_line(case: Case) -> None:
+def test_a_loss_that_relates_examples_is_refused_with_the_line(case: Case) -> None:
     step, training = parallel(case, PARTS)
     with pytest.raises(whale.WhaleError, match=f" in {case}: "):
         step(*training.batches[0])
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, id=str(case), marks=[BROKEN] if str(case) == "read_before_it_is_changed" else [])
-        for case in CASES
-    ],
-)
+@pytest.mark.parametrize("case", [case for case in CASES if str(case) in REFUSED], ids=str)
+def test_a_loss_that_relates_examples_is_one_device_with_exact_coupling(case: Case) -> None:
+    step, training = parallel(case, PARTS, coupling="exact")
+    assert not differences(numbers(training, step), reference(case, PARTS.examples), TOLERANCE)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_batch_as_a_whole_is_kept_by_stages(case: Case) -> None:
     """Stages alone do not divide a batch, so nothing is refused."""
     check(case, Layout(stages=2))
 
 
-@pytest.mark.filterwarnings("ignore:.* takes examples together|.* divides the loss")
-@pytest.mark.parametrize("case", [case for case in CASES if str(case) in UNNOTICED | WARNED], ids=str)
-def test_verify_shows_what_is_not_one_device(case: Case) -> None:
-    step, training = parallel(case, PARTS)
-    assert step.verify(*training.batches[0]).largest > 100 * TOLERANCE
+def test_python_code_is_refused() -> None:
+    """What it makes of a batch cannot be known."""
+    step, training = parallel(Case(python_in_the_step), PARTS)
+    with pytest.raises(whale.PlanError, match="in forward: "):
+        step(*training.batches[0])
+
+
+@pytest.mark.filterwarnings("ignore:each part of the batch has its own value of what accept= names")
+def test_python_code_runs_by_parts_where_that_is_accepted() -> None:
+    check(Case(python_in_the_step, accept=("PyFunc", "SparseSoftmaxCrossEntropyWithLogits")), PARTS)

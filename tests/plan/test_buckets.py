@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from tests.plan.texts import roles_of
 from tests.rewrite.steps import TRAINING, spread
 from whale_tf.ir.text import parse_graph
 from whale_tf.plan.buckets import BUCKET_BYTES, choose_collectives, fill_buckets
 from whale_tf.plan.layout import Layout
-from whale_tf.plan.roles import find_roles
 
 TWO = Layout((0.5, 0.5), ("",), ((0,), (1,)), ("/device:CPU:0", "/device:CPU:1"))
 
@@ -22,7 +22,7 @@ def buckets(*gradients: tuple[int, int, str]) -> tuple[tuple[str, ...], ...]:
     inputs = "x = Input() {index=0, batch=true} : float32[4]"
     graph = parse_graph("\n".join([f"graph step(out: {outputs}) {{", inputs, *nodes, *markers, "}"]))
     device_of = {f"g{i}": (owner,) for i, (_, owner, _) in enumerate(gradients)}
-    return fill_buckets(graph, find_roles(graph), TWO, device_of)
+    return fill_buckets(graph, roles_of(graph), TWO, device_of)
 
 
 def test_small_gradients_share_a_bucket_in_the_order_in_which_they_become_ready() -> None:
@@ -110,5 +110,5 @@ def test_buckets_of_a_round_come_before_those_of_the_next() -> None:
           g1 = Gradient(d1) {call=1, part=b"dense", variable=b"v1"} : float32[3]
         }"""
     )
-    found = fill_buckets(graph, find_roles(graph), TWO, dict.fromkeys(("g0", "g1", "g2"), (0,)))
+    found = fill_buckets(graph, roles_of(graph), TWO, dict.fromkeys(("g0", "g1", "g2"), (0,)))
     assert found == (("g0", "g1"), ("g2",))

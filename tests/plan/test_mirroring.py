@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from tests.plan.test_owners import training
+from tests.plan.texts import roles_of
 from whale_tf.ir.graph import Graph
 from whale_tf.ir.text import parse_graph
 from whale_tf.plan.layout import Layout
 from whale_tf.plan.mirroring import find_unmirrored
-from whale_tf.plan.roles import find_roles
 
 PIPELINE = Layout((1.0,), ("a", "b"), ((0, 1),), ("CPU:0", "CPU:0"), 0, (0, 1))
 ALONE = Layout((1.0,), ("a", "b"), ((0, 1),), ("CPU:0", "CPU:1"))
@@ -15,7 +15,7 @@ EVERYTHING = frozenset({"v0", "v1", "count", "average"})
 
 
 def unmirrored(graph: Graph, layout: Layout = PIPELINE, refusable: frozenset[str] = EVERYTHING) -> tuple[str, ...]:
-    return find_unmirrored(graph, find_roles(graph, 4), layout, refusable)
+    return find_unmirrored(graph, roles_of(graph, 4), layout, refusable)
 
 
 def test_trained_variables_stay_where_they_are_used() -> None:

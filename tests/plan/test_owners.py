@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.plan.texts import roles_of
 from whale_tf.ir.graph import Graph
 from whale_tf.ir.text import parse_graph
 from whale_tf.plan.layout import Layout
@@ -33,20 +34,20 @@ def training(sizes: list[int], stages: list[int]) -> tuple[Graph, dict[str, int]
 
 def test_an_owner_is_a_device_of_the_variables_stage() -> None:
     graph, stage_of = training([3, 3], [0, 1])
-    roles = find_roles(graph)
+    roles = roles_of(graph)
     assert owning_stages(graph, roles, stage_of) == {"v0": 0, "v1": 1}
     assert assign_owners(graph, roles, stage_of, TWO_BY_TWO) == {"v0": (0,), "v1": (1,)}
 
 
 def test_the_variables_of_a_stage_are_shared_out_over_the_replicas() -> None:
     graph, stage_of = training([1, 2, 3], [0, 0, 0])
-    assert assign_owners(graph, find_roles(graph), stage_of, TWO_BY_TWO) == {"v0": (2,), "v1": (2,), "v2": (0,)}
+    assert assign_owners(graph, roles_of(graph), stage_of, TWO_BY_TWO) == {"v0": (2,), "v1": (2,), "v2": (0,)}
 
 
 @given(sizes=st.lists(st.integers(1, 100), min_size=1, max_size=12))
 def test_no_replica_owns_more_than_the_others_by_more_than_its_smallest_variable(sizes: list[int]) -> None:
     graph, stage_of = training(sizes, [0] * len(sizes))
-    owner = assign_owners(graph, find_roles(graph), stage_of, TWO_BY_TWO)
+    owner = assign_owners(graph, roles_of(graph), stage_of, TWO_BY_TWO)
     owned: dict[int, list[int]] = {0: [], 2: []}
     for number, size in enumerate(sizes):
         owned[owner[f"v{number}"][0]].append(size)
@@ -67,13 +68,13 @@ def test_a_variable_of_several_stages_belongs_to_the_earliest() -> None:
           w = Write(s) {variable=b"v"} : float32[4]
         }
     """)
-    roles = find_roles(graph)
+    roles = roles_of(graph)
     assert owning_stages(graph, roles, {"d1": 1, "d0": 0}) == {"v": 0}
 
 
 def test_the_update_runs_where_the_variable_is_owned() -> None:
     graph, stage_of = training([3, 2], [1, 1])
-    roles = find_roles(graph)
+    roles = roles_of(graph)
     owner = assign_owners(graph, roles, stage_of, TWO_BY_TWO)
     assert owner == {"v0": (1,), "v1": (3,)}
     placed = place_update(graph, roles, stage_of, TWO_BY_TWO, owner)
@@ -93,13 +94,14 @@ def test_a_value_of_several_owners_is_computed_where_its_largest_input_is() -> N
           copy = Neg(norm) : float32[]
         }
     """)
-    roles = find_roles(graph)
+    phase = dict.fromkeys(("x", "d0", "d1", "loss"), 0) | dict.fromkeys(("g0", "g1", "norm", "copy"), 1)
+    roles = find_roles(graph, phase, frozenset({"g0", "g1"}))
     stage_of = {"d0": 0, "d1": 1, "loss": 1}
     placed = place_update(graph, roles, stage_of, TWO_BY_TWO, {"v0": (0,), "v1": (3,)})
     assert placed == {"g0": (0,), "g1": (3,), "norm": (3,), "copy": (3,)}
 
 
-def test_the_gradient_of_what_is_no_variable_stays_with_the_first_replica() -> None:
+def test_the_gradient_of_what_is_no_variable_is_of_the_micro_batches() -> None:
     graph = parse_graph("""
         graph step(out: g) {
           x = Input() {index=0, batch=true} : float32[4]
@@ -107,6 +109,6 @@ def test_the_gradient_of_what_is_no_variable_stays_with_the_first_replica() -> N
           g = Gradient(d) {call=1, part=b"dense", variable=b""} : float32[4]
         }
     """)
-    roles = find_roles(graph)
+    roles = roles_of(graph)
     assert assign_owners(graph, roles, {"d": 1}, TWO_BY_TWO) == {}
-    assert place_update(graph, roles, {"d": 1}, TWO_BY_TWO, {}) == {"g": (1,)}
+    assert place_update(graph, roles, {"d": 1}, TWO_BY_TWO, {}) == {}

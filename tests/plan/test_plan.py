@@ -12,29 +12,34 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from tests.rewrite.steps import sized
 from whale_tf._protos import plan_pb2
 from whale_tf.annotate.subgroup import Opened
-from whale_tf.errors import Line, PlanError, VariableError
+from whale_tf.errors import Line, PlanError
 from whale_tf.ir.graph import Graph, Ref
-from whale_tf.ir.text import parse_graph
+from whale_tf.ir.sharding import Split
+from whale_tf.ir.sharding import Value as State
+from whale_tf.plan.coupling import Coupling, resolve
 from whale_tf.plan.layout import Layout, Request, cut_batch
+from whale_tf.plan.one_part import undivided
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.planner import Facts, make_plan
-from whale_tf.plan.roles import find_roles
 from whale_tf.plan.stage_cost import StageCost
+from whale_tf.rewrite.reshard import reshard
+from whale_tf.rewrite.resize import at_size
 
 TRAINING = """
 graph step(out: loss, y) effects(u0, u1) {
-  x = Input() {index=0, batch=true} : float32[4,8]
+  x = Input() {index=0, batch=true} : float32[BATCH,8]
   w0 = Variable() {variable=b"w0", trainable=true, aggregation=b"NONE"} : float32[8,6]
   w1 = Variable() {variable=b"w1", trainable=true, aggregation=b"NONE"} : float32[6,3]
-  dims = Const() : int32[2]
-  h = MatMul(x, w0) : float32[4,6]  @scope=s0
-  y = MatMul(h, w1) : float32[4,3]  @scope=s1
-  square = Square(y) : float32[4,3]  @scope=s1
+  dims = Const() {numbers=(0, 1)} : int32[2]
+  h = MatMul(x, w0) : float32[BATCH,6]  @scope=s0
+  y = MatMul(h, w1) : float32[BATCH,3]  @scope=s1
+  square = Square(y) : float32[BATCH,3]  @scope=s1
   loss = Mean(square, dims) : float32[]
-  dy = Mul(y, dims) : float32[4,3]  @call=1 @twin=square
-  dh = MatMul(dy, w1) {transpose_b=true} : float32[4,6]  @call=1 @twin=y
+  dy = Neg(y) : float32[BATCH,3]  @call=1 @twin=square
+  dh = MatMul(dy, w1) {transpose_b=true} : float32[BATCH,6]  @call=1 @twin=y
   d1 = MatMul(h, dy) {transpose_a=true} : float32[6,3]  @call=1 @twin=y
   d0 = MatMul(x, dh) {transpose_a=true} : float32[8,6]  @call=1 @twin=h
   g0 = Gradient(d0) {call=1, part=b"dense", variable=b"w0"} : float32[8,6]
@@ -51,6 +56,7 @@ STAGES = (
     Opened("s1", "stage", "", "", Line("train.py", 5)),
 )
 EVEN = (0.5, 0.5)
+NOTHING = Graph({})
 Key = TypeVar("Key")
 Value = TypeVar("Value")
 
@@ -62,7 +68,21 @@ def line_of(operation: str) -> Line:
 def facts(layout: Layout, sizes: tuple[tuple[int, ...], ...], *, schedule: str = "1f1b") -> Facts:
     stages = STAGES if len(layout.stages) > 1 else ()
     targets = {1: ("loss",)}
-    return Facts(Request(None, stages), layout, sizes, schedule, "mean", {"w0": 0, "w1": 0}, None, line_of, targets)
+    return Facts(Request(None, stages), layout, sizes, schedule, {"w0": 0, "w1": 0}, line_of, targets, NOTHING)
+
+
+def plan_of(text: str, told: Facts) -> Plan:
+    """The plan of a step at its global batch."""
+    examples = sum(map(sum, told.sizes))
+    if sum(map(len, told.sizes)) > 1:
+        coupling = Coupling(False, (), len(told.sizes[0]), 2**28, line_of)
+        states = resolve(sized(text, examples, 2), coupling).states
+    else:
+        states = undivided(sized(text, examples, examples))
+    resharded = reshard(states)
+    values = {ref: known.value for ref, known in states.known.items()}
+    micro = at_size(resharded.graph, states, resharded.made_of, max(map(max, told.sizes)))
+    return make_plan(resharded.graph, resharded.roles, values, replace(told, micro=micro))
 
 
 def pipeline(
@@ -72,21 +92,18 @@ def pipeline(
     places = tuple((2 * replica, 2 * replica + 1) for replica in range(len(shares)))
     layout = Layout(shares, ("encoder", "1"), places, DEVICES, len(DEVICES) - 2 * len(shares))
     sizes = cut_batch(examples, shares, micro_batches, ["x"])
-    largest = max(map(max, sizes))
-    graph = parse_graph(TRAINING.replace("[4", f"[{largest}"))
-    return make_plan(graph, find_roles(graph, largest), facts(layout, sizes, schedule=schedule))
+    return plan_of(TRAINING, facts(layout, sizes, schedule=schedule))
 
 
 def one_device(text: str = TRAINING) -> Plan:
-    graph = parse_graph(text)
     training = facts(Layout((1.0,), ("",), ((0,),), DEVICES[:1]), ((4,),))
-    return make_plan(graph, find_roles(graph, 4), training if "Gradient" in text else replace(training, targets={}))
+    return plan_of(text, training if "Gradient" in text else replace(training, targets={}))
 
 
 # What they look like.
 
 PRINTED_PIPELINE = """\
-2 replicas, 2 stages, 2 micro-batches of 4 examples, schedule 1f1b (bubble 33%), loss mean, global batch 16
+2 replicas, 2 stages, 2 micro-batches of 4 examples, schedule 1f1b (bubble 33%), global batch 16
 
 stage     ops   parameters   devices        FLOPs     in    out   residuals    live activations
 ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -96,12 +113,14 @@ FLOPs, in, out and residuals: of the largest micro-batch. Live activations: the 
 
 idle: CPU:4, CPU:5
 
+values: 6 Split(0), 2 Partial(sum), 1 Partial(sum) of degree -1; 4 are merged
+
 clock     0   1   2   3   4   5   6   7   8
 device 0: 0F0 0F1 .   .   0B0 -   .   0B1 -
 device 1: .   1F0 1B0 -   1F1 1B1 -   .   .
 """
 PRINTED_DEVICE = """\
-1 replica, 1 stage, 1 micro-batch of 4 examples, schedule 1f1b (bubble 0%), loss mean, global batch 4
+1 replica, 1 stage, 1 micro-batch of 4 examples, schedule 1f1b (bubble 0%), global batch 4
 
 stage            ops   parameters   devices   FLOPs    in   out   residuals    live activations
 ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -149,6 +168,14 @@ def test_devices_of_other_processes_are_told_apart() -> None:
     assert "1/GPU:1, 2/GPU:1" in str(replace(plan, layout=replace(layout, idle=2)))
 
 
+def test_a_plan_tells_the_states_of_tensors_by_name() -> None:
+    plan = pipeline()
+    assert plan.states("^(h|loss|d0)$") == {"h": "Split(0)", "loss": "Partial(sum) of degree -1", "d0": "Partial(sum)"}
+    assert plan.states("^w") == {}  # a whole value is not listed
+    assert plan.states().keys() > {"h", "y"}
+    assert one_device().states() == {}
+
+
 # What stages cost.
 
 
@@ -162,15 +189,14 @@ def test_a_stage_costs_its_own_operations_variables_and_transfers() -> None:
 
 
 def test_stages_that_share_a_device_own_their_own_variables() -> None:
-    graph = parse_graph(TRAINING)
     layout = Layout((1.0,), ("encoder", "1"), ((0,),), DEVICES[:1])
-    plan = make_plan(graph, find_roles(graph, 4), facts(layout, ((4, 4),), schedule="interleaved"))
+    plan = plan_of(TRAINING, facts(layout, ((4, 4),), schedule="interleaved"))
     assert [stage.parameters for stage in plan.stages] == [48, 18]
 
 
 def test_an_evaluation_has_only_forwards() -> None:
     plan = one_device(
-        "graph step(out: y) {\n x = Input() {index=0, batch=true} : float32[4]\n y = Relu(x) : float32[4]\n}"
+        "graph step(out: y) {\n x = Input() {index=0, batch=true} : float32[BATCH]\n y = Relu(x) : float32[BATCH]\n}"
     )
     assert plan.grid == plan.forward_grid
     assert str(plan.grid) == "clock     0\ndevice 0: 0F0"
@@ -182,7 +208,7 @@ def test_an_evaluation_has_only_forwards() -> None:
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved", "zero_bubble"])
 def test_a_plan_reads_back_from_its_message(schedule: str) -> None:
     plan = pipeline((0.75, 0.25), 14, schedule=schedule)
-    assert plan.merges and len(plan.buckets) == 2
+    assert plan.merges and plan.values and len(plan.buckets) == 2
     plan = replace(plan, collective=(1,))
     sent = plan_pb2.Plan.FromString(plan.to_proto().SerializeToString())
     assert Plan.from_proto(sent) == plan
@@ -201,7 +227,7 @@ def test_equal_plans_have_one_fingerprint_and_others_another() -> None:
     others = [
         pipeline(schedule="gpipe"),
         pipeline((0.75, 0.25)),
-        replace(plan, merges={**plan.merges, Ref("y"): "mean"}),
+        replace(plan, merges={**plan.merges, Ref("y"): State(Split(1))}),
         replace(plan, stage_of={**plan.stage_of, "loss": 0}),
         replace(plan, collective=(0,)),
     ]
@@ -213,12 +239,10 @@ def test_a_plan_that_contradicts_itself_is_refused() -> None:
     message.stage_of["h"] = 2
     message.owner["w0"].devices[0] = 6
     message.layout.places[1].devices[0] = -1
-    message.loss = "median"
     with pytest.raises(PlanError) as refused:
         Plan.from_proto(message)
     assert str(refused.value) == (
         "the plan contradicts itself.\n"
-        "  the loss is 'median', and must be 'mean' or 'sum'\n"
         "  the stage of 'h' is 2, and there are 2\n"
         "  the device of 'w0' is 6, and there are 6\n"
         "  replica 1 is on device -1, and there are 6\n"
@@ -255,17 +279,16 @@ def test_weights_sum_to_1_and_offsets_follow_each_other(shares: list[int], examp
 def test_without_a_batch_all_parts_weigh_the_same() -> None:
     plan = replace(one_device(), sizes=((0,),))
     assert (plan.examples, plan.weight(0, 0), plan.share(0)) == (0, 1.0, 1.0)
-    assert str(plan).splitlines()[0].endswith("loss mean, no batch")
+    assert str(plan).splitlines()[0].endswith("no batch")
 
 
 # What no plan can do.
 
 
 def refused_by(text: str, sizes: tuple[tuple[int, ...], ...] = ((4, 4),), stages: int = 2) -> str:
-    graph: Graph = parse_graph(text)
     layout = Layout((1.0,), ("encoder", "1")[:stages], (tuple(range(stages)),), DEVICES)
-    with pytest.raises((PlanError, VariableError)) as refused:
-        make_plan(graph, find_roles(graph, 4), facts(layout, sizes))
+    with pytest.raises(PlanError) as refused:
+        plan_of(text, facts(layout, sizes))
     return str(refused.value)
 
 
@@ -291,54 +314,19 @@ def test_a_loss_outside_every_stage_is_refused() -> None:
     )
 
 
-CHANGED = """
-  c = Variable() {variable=b"c", trainable=false, aggregation=b"NONE"} : float32[4,6]
-  more = AddV2(c, h) : float32[4,6]  @scope=s0
-  uc = Write(more) {variable=b"c"} : float32[4,6]
-"""
-
-
-def with_state(nodes: str, effects: str = "uc") -> str:
-    return TRAINING.replace("effects(", f"effects({effects}, ").replace("  y = ", f"{nodes}  y = ")
-
-
-def test_trainable_variables_that_examples_write_are_refused() -> None:
-    text = with_state(CHANGED.replace("trainable=false", "trainable=true"))
-    assert refused_by(text) == (
-        "trainable variable 'c' is written from examples, and not through a gradient.\n"
-        "  the step has several parts, and each would write its own value\n"
-        "  at train.py:7 in step: uc\n"
-        "  Take the gradient with tf.GradientTape inside the step, or make the variable with trainable=False."
+def test_a_batch_that_the_step_pulls_from_an_iterator_is_refused() -> None:
+    text = """
+        graph step(out: y) {
+          i = Handle() {index=0} : resource[]
+          y = IteratorGetNext(i) : float32[4]  @stateful
+        }
+    """
+    told = replace(facts(Layout(EVEN, ("",), ((0,), (1,)), DEVICES), ((2,), (2,))), targets={})
+    with pytest.raises(PlanError) as refused:
+        plan_of(text, told)
+    assert str(refused.value) == (
+        "the step takes its batch from an iterator, so that it cannot be cut.\n"
+        "  replicas, stages and micro-batches need the batch as an argument\n"
+        "  at train.py:7 in step: y\n"
+        "  Call next(iterator) outside, and pass what it gives: for x, y in dataset: step(x, y)."
     )
-
-
-def test_a_variable_that_is_read_before_the_stage_that_changes_it_is_refused() -> None:
-    text = with_state(CHANGED.replace("scope=s0", "scope=s1") + "  early = AddV2(c, h) : float32[4,6]  @scope=s0\n")
-    assert refused_by(text) == (
-        "variable 'c' is changed by every micro-batch, and not only in the first stage that uses it.\n"
-        "  'c' is used in stages 0, 1\n"
-        "  a micro-batch would have to leave the last of them before the next one may enter the first\n"
-        "  at train.py:7 in step: early\n"
-        "  at train.py:7 in step: uc\n"
-        "  Put everything that uses the variable into one stage, or use micro_batches=1."
-    )
-
-
-def test_variables_that_are_changed_in_two_stages_are_named_together() -> None:
-    again = (
-        '  again = AddV2(NAME, h) : float32[4,6]  @scope=s1\n  last = Write(again) {variable=b"NAME"} : float32[4,6]\n'
-    )
-    twice = CHANGED + again.replace("NAME", "c")
-    other = twice.replace('b"c"', 'b"e"').replace("(c, h)", "(e, h)").replace("  c = ", "  e = ")
-    for name in ("more", "uc", "again", "last"):
-        other = other.replace(name, f"{name}_e")
-    message = refused_by(with_state(twice + other, "last, last_e"))
-    assert message.startswith("variables 'c', 'e' are changed by every micro-batch")
-    assert "  'c' is used in stages 0, 1\n  'e' is used in stages 0, 1\n" in message
-
-
-def test_a_variable_that_is_changed_first_and_read_later_is_no_trouble() -> None:
-    text = with_state(CHANGED + "  late = AddV2(uc, h) : float32[4,6]  @scope=s1\n")
-    graph = parse_graph(text)
-    layout = Layout((1.0,), ("encoder", "1"), ((0, 1),), DEVICES)
-    assert make_plan(graph, find_roles(graph, 4), facts(layout, ((4, 4),))).stage_of["uc"] == 0

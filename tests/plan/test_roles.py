@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from tests.plan.texts import roles_of
 from whale_tf.ir.graph import Graph
-from whale_tf.ir.text import parse_graph, print_graph
+from whale_tf.ir.text import parse_graph
 from whale_tf.plan.roles import FREE, Roles, find_roles
 
 TRAINING = """
@@ -25,27 +26,48 @@ graph step(out: loss) effects(written) {
   written = Write(lowered) {variable=b"w"} : float32[8,3]
 }
 """
+CHAIN = """
+graph step(out: e) {
+  a = Input() {index=0, batch=true} : float32[4]
+  b = Neg(a) : float32[4]
+  c = Neg(b) : float32[4]
+  d = Neg(c) : float32[4]
+  e = Neg(d) : float32[4]
+}
+"""
+
+
+def roles_in(phases: dict[str, int], markers: frozenset[str] = frozenset(), text: str = CHAIN) -> tuple[Graph, Roles]:
+    graph = parse_graph(text)
+    return graph, find_roles(graph, phases, markers)
 
 
 def test_forward_and_backward_run_per_micro_batch_and_the_update_once() -> None:
     graph = parse_graph(TRAINING)
-    roles = find_roles(graph)
+    roles = roles_of(graph)
     assert {name for name in graph.nodes if roles.per_micro_batch(name)} == {"x", "y", "loss", "dw", "dx", "used"}
     assert {name for name in graph.nodes if roles.per_step(name)} == {"marked", "scaled", "lowered", "written"}
     assert roles.phases == 2
-    assert roles.carried == frozenset()
 
 
 def test_what_depends_on_no_example_is_free() -> None:
-    roles = find_roles(parse_graph(TRAINING))
+    roles = roles_of(parse_graph(TRAINING))
     assert {name for name, phase in roles.phase.items() if phase == FREE} == {"rate", "w", "doubled"}
+    assert not roles.per_step("w") and not roles.per_micro_batch("w")
 
 
 def test_backward_is_what_only_the_gradient_call_needs() -> None:
     """`dx` was made by the call too, but the forward op `used` needs it."""
-    roles = find_roles(parse_graph(TRAINING))
+    roles = roles_of(parse_graph(TRAINING))
     assert roles.backward == {"dw"}
     assert roles.markers == {"marked"}
+
+
+def test_even_phases_run_per_micro_batch_and_odd_ones_once() -> None:
+    graph, roles = roles_in({"a": 0, "b": 1, "c": 2, "d": 3, "e": FREE})
+    assert [name for name in graph.nodes if roles.per_micro_batch(name)] == ["a", "c"]
+    assert [name for name in graph.nodes if roles.per_step(name)] == ["b", "d"]
+    assert roles.phases == 4
 
 
 def test_the_gradient_of_a_penalty_is_forward() -> None:
@@ -62,13 +84,14 @@ def test_the_gradient_of_a_penalty_is_forward() -> None:
           written = Write(outer) {variable=b"w"} : float32[4,3]
         }
     """)
-    roles = find_roles(graph)
+    roles = roles_of(graph)
     assert roles.markers == {"outer"}
     assert roles.backward == {"dw"}
     assert roles.per_micro_batch("inner") and roles.per_micro_batch("penalty")
 
 
-def test_a_second_forward_with_the_new_values_is_a_phase_of_its_own() -> None:
+def test_what_a_forward_of_a_later_phase_needs_through_the_update_is_still_backward() -> None:
+    """The second forward takes the new value, which is made of the first gradient; that does not make it forward."""
     graph = parse_graph("""
         graph step(out: loss2) effects(written2) {
           x = Input() {index=0, batch=true} : float32[4]
@@ -84,154 +107,41 @@ def test_a_second_forward_with_the_new_values_is_a_phase_of_its_own() -> None:
           written2 = Write(marked2) {variable=b"w"} : float32[4]
         }
     """)
-    roles = find_roles(graph)
+    roles = roles_of(graph)
     phases = {"x": 0, "w": FREE, "y": 0, "dw": 0, "marked": 1, "written": 1}
     assert roles.phase == phases | {"y2": 2, "loss2": 2, "dw2": 2, "marked2": 3, "written2": 3}
     assert roles.markers == {"marked", "marked2"}
+    assert roles.backward == {"dw", "dw2"}
     assert roles.phases == 4
 
 
-def written(reduction: str, change: str, *, aggregation: str = "NONE", out: str = "y") -> Graph:
-    return parse_graph(f"""
-        graph step(out: {out}) effects(written) {{
-          x = Input() {{index=0, batch=true}} : float32[4]
-          a = Variable() {{variable=b"a", trainable=false, aggregation=b"{aggregation}"}} : float32[]
-          one = Const() : float32[]
-          y = Sub(x, a) : float32[4]
-          s = {reduction}(x, one) : float32[]
-          scaled = Mul(a, one) : float32[]
-          moved = {change} : float32[]
-          written = Write(moved) {{variable=b"a"}} : float32[]
-          after = Mul(x, written) : float32[4]
-        }}
-    """)
-
-
-@pytest.mark.parametrize(
-    ("reduction", "change"),
-    [("Mean", "AddV2(scaled, s)"), ("Sum", "AddV2(a, s)"), ("Sum", "Maximum(a, s)"), ("Max", "Maximum(a, s)")],
-)
-def test_what_examples_write_is_carried_from_micro_batch_to_micro_batch(reduction: str, change: str) -> None:
-    roles = find_roles(written(reduction, change), 4)
-    assert roles.carried == {"a"}
-    assert all(map(roles.per_micro_batch, ("a", "moved", "written", "after")))
-    assert roles.phase["one"] == FREE
-
-
-@pytest.mark.parametrize("aggregation", ["NONE", "SUM", "MEAN"])
-def test_a_mean_of_the_examples_is_added_to_a_variable_once(aggregation: str) -> None:
-    roles = find_roles(written("Mean", "AddV2(a, s)", aggregation=aggregation), 4)
-    assert roles.carried == frozenset()
-    assert roles.per_step("moved") and roles.per_step("written")
-    assert roles.phase["a"] == FREE
-
-
-@pytest.mark.parametrize("change", ["Sqrt(s)", "Neg(s)", "Reshape(s, one)"])
-@pytest.mark.parametrize("reduction", ["Mean", "Sum", "Max"])
-def test_a_variable_that_a_reduction_replaces_is_written_once(reduction: str, change: str) -> None:
-    roles = find_roles(written(reduction, change), 4)
-    assert roles.carried == frozenset()
-    assert roles.per_micro_batch("s") and roles.per_step("moved") and roles.per_step("written")
-
-
-def test_a_variable_that_becomes_the_reduction_itself_is_written_once() -> None:
-    text = print_graph(written("Max", "Neg(s)")).replace("Write(moved)", "Write(s)")
-    roles = find_roles(parse_graph(text), 4)
-    assert roles.carried == frozenset()
-    assert roles.per_step("written")
-
-
-def test_what_is_computed_from_a_variable_that_is_written_once_is_of_the_next_phase() -> None:
-    roles = find_roles(written("Mean", "Sqrt(s)", out="after"), 4)
-    assert (roles.phase["written"], roles.phase["after"]) == (1, 2)
-
-
-def functions_of_reductions(uses: str, out: str) -> Roles:
-    return find_roles(
-        parse_graph(f"""
-            graph step(out: {out}) {{
-              x = Input() {{index=0, batch=true}} : float32[4,3]
-              rate = Input() {{index=1, batch=false}} : float32[]
-              dims = Const() : int32[2]
-              mean = Mean(x, dims) : float32[]
-              total = Sum(x, dims) : float32[]
-              root = Sqrt(mean) : float32[]
-              ratio = RealDiv(total, mean) : float32[]
-              scaled = Mul(ratio, rate) : float32[]
-              rooted = Sqrt(scaled) : float32[]
-              {uses}
-            }}
-        """),
-        4,
+def test_what_a_gradient_call_makes_once_per_step_is_no_backward() -> None:
+    text = TRAINING.replace(
+        "marked = Gradient(dw)", "merged = Square(dw) : float32[8,3]  @call=1\n  marked = Gradient(merged)"
     )
+    names = parse_graph(text).nodes
+    once = ("merged", "marked", "scaled", "lowered", "written")
+    phases = {name: FREE if name in ("rate", "w", "doubled") else int(name in once) for name in names}
+    _, roles = roles_in(phases, frozenset({"marked"}), text)
+    assert roles.per_step("merged")
+    assert roles.backward == {"dw"}
 
 
-def test_functions_of_reductions_alone_run_once_per_step() -> None:
-    roles = functions_of_reductions("", "root, rooted")
-    assert {name for name in roles.phase if roles.per_micro_batch(name)} == {"x", "mean", "total"}
-    assert {name for name in roles.phase if roles.per_step(name)} == {"root", "ratio", "scaled", "rooted"}
-
-
-def test_functions_of_reductions_that_a_micro_batch_needs_run_with_it() -> None:
-    """All of them, up to the reductions; `root` is not needed and waits."""
-    roles = functions_of_reductions("y = Mul(x, rooted) : float32[4,3]", "root, y")
-    assert {name for name in roles.phase if roles.per_step(name)} == {"root"}
-    assert roles.phases == 2
-
-
-def test_functions_of_reductions_that_a_gradient_needs_run_with_it() -> None:
-    uses = """dr = Mul(root, x) : float32[4,3]  @call=1 @twin=root
-              g = Gradient(dr) {call=1, part=b"dense", variable=b"", of_examples=true, target=b"mean"} : float32[4,3]"""
-    roles = functions_of_reductions(uses, "root, ratio, g")
-    assert roles.per_micro_batch("root") and roles.per_step("ratio")
-
-
-def test_a_reduction_of_other_dims_is_no_reason_to_wait() -> None:
-    text = """
-        graph step(out: y) {
-          x = Input() {index=0, batch=true} : float32[4,3]
-          dims = Const() : int32[1]
-          m = Mean(x, dims) : float32[4]
-          y = Sqrt(m) : float32[4]
-        }
-    """
-    roles = find_roles(parse_graph(text), 4)
-    assert roles.per_micro_batch("m") and roles.per_micro_batch("y")
-
-
-def test_the_gradient_of_examples_is_no_final_one() -> None:
-    """Whether it is one of examples is told by what it is a gradient of, not by its shape."""
-    text = """
+def test_the_gradient_of_what_is_no_variable_is_no_marker() -> None:
+    graph = parse_graph("""
         graph step(out: g) {
           x = Input() {index=0, batch=true} : float32[4,3]
           dx = Square(x) : float32[4,3]  @call=1
-          g = Gradient(dx) {call=1, part=b"dense", variable=b"", of_examples=OF, target=b"mean"} : float32[4,3]
-        }
-    """
-    assert find_roles(parse_graph(text.replace("OF", "true")), 4).markers == frozenset()
-    assert find_roles(parse_graph(text.replace("OF", "false")), 4).markers == {"g"}
-
-
-def test_a_counter_counts_micro_batches_only_if_it_is_aggregated() -> None:
-    text = """
-        graph step(out: ) effects(written) {
-          n = Variable() {variable=b"n", trainable=false, aggregation=b"AGGREGATION"} : int64[]
-          one = Const() : int64[]
-          more = AddV2(n, one) : int64[]
-          written = Write(more) {variable=b"n"} : int64[]
-        }
-    """
-    assert find_roles(parse_graph(text.replace("AGGREGATION", "NONE"))).carried == frozenset()
-    assert find_roles(parse_graph(text.replace("AGGREGATION", "SUM"))).carried == {"n"}
-
-
-def test_an_evaluation_has_no_backward_and_one_phase() -> None:
-    roles = find_roles(
-        parse_graph("""
-        graph step(out: y) {
-          x = Input() {index=0, batch=true} : float32[4]
-          y = Relu(x) : float32[4]
+          g = Gradient(dx) {call=1, part=b"dense", variable=b""} : float32[4,3]
         }
     """)
-    )
+    roles = roles_of(graph)
+    assert roles.markers == frozenset()
+    assert roles.backward == frozenset()
+    assert roles.per_micro_batch("g")
+
+
+@pytest.mark.parametrize("text", [CHAIN, "graph step(out: ) {\n}\n"], ids=["some", "nothing"])
+def test_an_evaluation_has_no_backward_and_one_phase(text: str) -> None:
+    roles = roles_of(parse_graph(text))
     assert (roles.backward, roles.markers, roles.phases) == (frozenset(), frozenset(), 1)

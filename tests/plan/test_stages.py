@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.plan.texts import roles_of
 from whale_tf.errors import Line, PlanError
 from whale_tf.ir.graph import Graph
 from whale_tf.ir.text import parse_graph
-from whale_tf.plan.roles import find_roles
 from whale_tf.plan.stages import assign_stages
 
 SCOPES = {"a": 0, "b": 1, "c": 2}
@@ -30,7 +30,7 @@ def line_of(operation: str) -> Line:
 
 
 def stages_of(graph: Graph, stages: int = 3) -> dict[str, int]:
-    return assign_stages(graph, find_roles(graph), SCOPES, stages, line_of)
+    return assign_stages(graph, roles_of(graph), SCOPES, stages, line_of)
 
 
 def test_without_stages_everything_is_stage_0() -> None:

@@ -1,6 +1,7 @@
 """Small steps as text, spread over devices without TensorFlow: what the tests of the passes start from.
 
-`BATCH` in a text stands for the number of examples that it is traced at.
+`BATCH` in a text stands for the number of examples that it is traced at, `TWICE` for twice as many; `numbers` of a
+Const are its elements, or the one that all of them are.
 """
 
 from __future__ import annotations
@@ -9,26 +10,31 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from hypothesis import strategies as st
 
 from whale_tf.annotate.subgroup import Opened
 from whale_tf.errors import Line
 from whale_tf.ir.graph import Graph, Node, Ref
+from whale_tf.ir.sizes import Array, Sizes
 from whale_tf.ir.text import parse_graph
 from whale_tf.ir.verify import verify
+from whale_tf.plan.coupling import Coupling, resolve
 from whale_tf.plan.layout import Layout, Request, cut_batch
+from whale_tf.plan.one_part import undivided
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.planner import Facts, make_plan
-from whale_tf.plan.roles import Roles, find_roles, variable_of
-from whale_tf.plan.stages import assign_stages
-from whale_tf.rewrite.bind import Binder, Variant
+from whale_tf.plan.roles import Roles, variable_of
+from whale_tf.plan.states import States
+from whale_tf.rewrite.bind import Binder, Functions
 from whale_tf.rewrite.check import check
 from whale_tf.rewrite.cut import Cut, Key, StageFunction, cut
 from whale_tf.rewrite.fold_random import fold_random
 from whale_tf.rewrite.hold_assignments import hold_assignments
 from whale_tf.rewrite.program import Program
+from whale_tf.rewrite.reshard import Resharded, reshard
+from whale_tf.rewrite.resize import at_size, resize
 from whale_tf.rewrite.send_first import send_first
-from whale_tf.rewrite.tell_apart import tell_apart
 
 # Two layers, each in a stage if there are two; gradient descent; the loss and the predictions come back.
 TRAINING = """
@@ -36,8 +42,8 @@ graph step(out: loss, z, n1) effects(u0, u1) {
   x = Input() {index=0, batch=true} : float32[BATCH,3]
   w0 = Variable() {variable=b"w0", trainable=true, aggregation=b"NONE"} : float32[3,2]
   w1 = Variable() {variable=b"w1", trainable=true, aggregation=b"NONE"} : float32[2,1]
-  rate = Const() {value=opaque"AA=="} : float32[]
-  dims = Const() {value=opaque"AQ=="} : int32[2]
+  rate = Const() {numbers=(0.5)} : float32[]
+  dims = Const() {numbers=(0, 1)} : int32[2]
   h = MatMul(x, w0) : float32[BATCH,2]  @scope=s0
   a = Relu(h) : float32[BATCH,2]  @scope=s0
   z = MatMul(a, w1) : float32[BATCH,1]  @scope=s1
@@ -47,8 +53,8 @@ graph step(out: loss, z, n1) effects(u0, u1) {
   da = MatMul(dz, w1) {transpose_b=true} : float32[BATCH,2]  @call=1 @twin=z
   dh = ReluGrad(da, a) : float32[BATCH,2]  @call=1 @twin=a
   d0 = MatMul(x, dh) {transpose_a=true} : float32[3,2]  @call=1 @twin=h
-  g0 = Gradient(d0) {call=1, part=b"dense", variable=b"w0", partner=b"", target=b"mean"} : float32[3,2]
-  g1 = Gradient(d1) {call=1, part=b"dense", variable=b"w1", partner=b"", target=b"mean"} : float32[2,1]
+  g0 = Gradient(d0) {call=1, part=b"dense", variable=b"w0", partner=b""} : float32[3,2]
+  g1 = Gradient(d1) {call=1, part=b"dense", variable=b"w1", partner=b""} : float32[2,1]
   s0 = Mul(g0, rate) : float32[3,2]
   s1 = Mul(g1, rate) : float32[2,1]
   n0 = Sub(w0, s0) : float32[3,2]
@@ -72,20 +78,37 @@ SLICES = """
 graph step(out: loss) effects(u) {
   ids = Input() {index=0, batch=true} : int32[BATCH]
   e = Variable() {variable=b"e", trainable=true, aggregation=b"NONE"} : float32[9,2]
-  zero = Const() {value=opaque"AA=="} : int32[]
+  zero = Const() {numbers=(0)} : int32[]
+  both = Const() {numbers=(0, 1)} : int32[2]
+  flat_shape = Const() {numbers=(-1)} : int32[1]
   rows = GatherV2(e, ids, zero) : float32[BATCH,2]
-  loss = Mean(rows, zero) : float32[]
+  loss = Mean(rows, both) : float32[]
   VALUES
-  flat = Reshape(ids, zero) : int32[BATCH]  @call=1 @twin=rows
-  gv = Gradient(dv) {call=1, part=b"values", variable=b"e", partner=b"gi", target=b"mean"} : float32[BATCH,2]
-  gi = Gradient(flat) {call=1, part=b"indices", variable=b"e", partner=b"gv", target=b"mean"} : int32[BATCH]
+  flat = Reshape(ids, flat_shape) : int32[BATCH]  @call=1 @twin=rows
+  gv = Gradient(dv) {call=1, part=b"values", variable=b"e", partner=b"gi"} : float32[BATCH,2]
+  gi = Gradient(flat) {call=1, part=b"indices", variable=b"e", partner=b"gv"} : int32[BATCH]
   n = TensorScatterSub(e, gi, gv) : float32[9,2]
   u = Write(n) {variable=b"e"} : float32[9,2]
 }
 """
 MICRO_SLICES = SLICES.replace("VALUES", "dv = Square(rows) : float32[BATCH,2]  @call=1 @twin=rows")
 FREE_SLICES = SLICES.replace(
-    "VALUES", 'shape = Const() {value=opaque"BB=="} : int32[2]\n  dv = Fill(shape, zero) : float32[BATCH,2]  @call=1'
+    "VALUES",
+    """shape = Const() {numbers=(BATCH, 2)} : int32[2]
+  one = Const() {numbers=(1.0)} : float32[]
+  dv = Fill(shape, one) : float32[BATCH,2]  @call=1""",
+)
+CONSTANT_SLICES = SLICES.replace("VALUES", "dv = Const() {numbers=(1.0)} : float32[BATCH,2]  @call=1")
+
+
+# A gradient that is a mean of the examples: each part's is weighted by its share before it is added.
+MEANS = TRAINING.replace(
+    "  d1 = MatMul(a, dz) {transpose_a=true} : float32[2,1]  @call=1 @twin=z",
+    """  first = Const() {numbers=(0)} : int32[1]
+  column = Const() {numbers=(2, 1)} : int32[2]
+  each = Mul(a, dz) : float32[BATCH,2]  @call=1 @twin=z
+  mean = Mean(each, first) : float32[2]  @call=1 @twin=z
+  d1 = Reshape(mean, column) : float32[2,1]  @call=1 @twin=z""",
 )
 
 
@@ -93,23 +116,31 @@ FREE_SLICES = SLICES.replace(
 class Spread:
     """A step after all passes, with what they started from."""
 
-    graph: Graph
-    roles: Roles
+    states: States
+    resharded: Resharded
     plan: Plan
-    variants: Mapping[int, Variant]
+    variants: Mapping[int, Functions]
     program: Program
+
+    @property
+    def graph(self) -> Graph:
+        return self.resharded.graph
+
+    @property
+    def roles(self) -> Roles:
+        return self.resharded.roles
 
     @property
     def main(self) -> Graph:
         return self.program.main
 
     @property
-    def functions(self) -> Mapping[Key, StageFunction]:
+    def functions(self) -> Functions:
         """The stage functions at the largest size."""
-        return self.variants[self.plan.largest].functions
+        return self.variants[self.plan.largest]
 
     def check(self) -> None:
-        check(self.graph, self.roles, self.plan, self.variants, self.program)
+        check(self.graph, self.roles, self.plan, self.states.sizes, self.variants, self.program)
 
     def find(self, op: str, **attrs: Any) -> list[Node]:
         """The nodes of the main graph of a type, with these attributes."""
@@ -132,19 +163,50 @@ class Spread:
 
     def with_function(self, function: StageFunction) -> Spread:
         """With another body for one stage function, of all sizes."""
-        variants = {
-            size: replace(variant, functions={**variant.functions, function.key: function})
-            for size, variant in self.variants.items()
-        }
+        variants = {size: {**functions, function.key: function} for size, functions in self.variants.items()}
         functions = {**self.program.functions, str(function.key): function}
         return replace(self, variants=variants, program=replace(self.program, functions=functions))
 
 
 def traced(text: str, examples: int) -> Graph:
     """The graph of a text at a number of examples."""
-    graph = parse_graph(text.replace("BATCH", str(examples)))
+    graph = parse_graph(text.replace("BATCH", str(examples)).replace("TWICE", str(2 * examples)))
     verify(graph, after="writing it down")
     return graph
+
+
+def sized(text: str, examples: int, other: int) -> Sizes:
+    """What `capture.pair` makes of the traces at two sizes, of which only the constants are known."""
+    graph, there = traced(text, examples), traced(text, other)
+    values, values_there = _constants(graph), _constants(there)
+    refs = [Ref(node.name, index) for node in graph for index in range(len(node.outputs))]
+    shapes = {ref: there.type_of(ref).shape for ref in refs if graph.type_of(ref).shape != there.type_of(ref).shape}
+    operands = {
+        (node.name, position): values_there[ref]
+        for node in graph
+        for position, ref in enumerate(node.inputs)
+        if ref in values and not np.array_equal(values[ref], values_there[ref])
+    }
+    return Sizes(graph, examples, other, shapes, values, operands)
+
+
+def _constants(graph: Graph) -> dict[Ref, Array]:
+    found: dict[Ref, Array] = {}
+    for node in graph:
+        if node.op == "Const" and "numbers" in node.attrs:
+            numbers = np.array(node.attrs["numbers"], np.dtype(str(node.outputs[0].dtype)))
+            shape = [size or 0 for size in node.outputs[0].shape]
+            found[Ref(node.name)] = (
+                np.broadcast_to(numbers, shape) if numbers.size == 1 and shape else numbers.reshape(shape)
+            )
+    return found
+
+
+def resolved(text: str, examples: int, *, micro_batches: int = 1, exact: bool = False) -> States:
+    """The states of a step that several parts run."""
+    line = Line("train.py", 1)
+    coupling = Coupling(exact, (), micro_batches, 2**28, lambda _: line)
+    return resolve(sized(text, examples, examples - 1 or 2), coupling).states
 
 
 def spread(
@@ -160,57 +222,49 @@ def spread(
     processes: tuple[int, ...] = (),
     fed: bool = False,
     kind: str = "CPU",
+    exact: bool = False,
 ) -> Spread:
     """A step over `replicas` x `stages` devices; four examples in each micro-batch unless it is said otherwise.
 
     `processes` says which process each device is of.
     """
     if loss == "sum":
-        text = text.replace("loss = Mean", "loss = Sum").replace('b"mean"', 'b"sum"')
+        text = text.replace("loss = Mean", "loss = Sum")
     examples = examples or 4 * replicas * micro_batches
     scopes = tuple(Opened(f"s{j}", "stage", f"s{j}", "", Line("train.py", j + 1)) for j in range(stages))
     places = tuple(tuple(range(r * stages, (r + 1) * stages)) for r in range(replicas))
     devices = tuple(f"/device:{kind}:{index}" for index in range(replicas * stages))
     layout = Layout((1 / replicas,) * replicas, tuple(scope.name for scope in scopes), places, devices, 0, processes)
     sizes = cut_batch(examples, layout.shares, micro_batches, ["x"])
-    distinct = sorted({size for row in sizes for size in row}, reverse=True)
-    request = Request(None, scopes if stages > 1 else ())
-    targets = {1: ("loss",)} if "Gradient" in text else {}
-    other = (traced(text, distinct[1]), distinct[1]) if len(distinct) > 1 else None
-    graph = traced(text, distinct[0])
-    variables = frozenset(variable_of(node) for node in graph if node.op == "Variable")
-    facts = Facts(
-        request,
-        layout,
-        sizes,
-        schedule,
-        loss,
-        homes or {},
-        other,
-        lambda _: Line("train.py", 1),
-        targets,
-        refusable=variables,
-    )
-    roles = find_roles(graph, distinct[0])
-    plan = make_plan(graph, roles, facts)
-    variants = {size: _variant(graph, text, size, plan, request) for size in distinct}
-    program = hold_assignments(send_first(Binder(graph, roles, plan, variants, fed).bind()))
+    if replicas * micro_batches > 1:
+        states = resolved(text, examples, micro_batches=micro_batches, exact=exact)
+    else:
+        states = undivided(sized(text, examples, examples))
+    resharded = reshard(states)
+    verify(resharded.graph, after="reshard")
+    variables = frozenset(variable_of(node) for node in resharded.graph if node.op == "Variable")
+    request, targets = Request(None, scopes if stages > 1 else ()), {1: ("loss",)} if "Gradient" in text else {}
+    micro = at_size(resharded.graph, states, resharded.made_of, max(map(max, sizes)))
+    line = Line("train.py", 1)
+    facts = Facts(request, layout, sizes, schedule, homes or {}, lambda _: line, targets, micro, variables)
+    values = {ref: known.value for ref, known in states.known.items()}
+    plan = make_plan(resharded.graph, resharded.roles, values, facts)
+    variants = _at_sizes(states, resharded, plan)
+    binder = Binder(resharded.graph, resharded.roles, plan, variants, fed)
+    program = hold_assignments(send_first(binder.bind()))
     verify(program.main, after="bind")
-    return Spread(graph, roles, plan, variants, program)
+    return Spread(states, resharded, plan, variants, program)
 
 
-def _variant(main: Graph, text: str, size: int, plan: Plan, request: Request) -> Variant:
-    graph = traced(text, size)
-    if size != plan.largest:
-        graph = tell_apart(main, graph, find_roles(graph, size), size)
-    roles = find_roles(graph, size)
-    numbers = {scope.key: index for index, scope in enumerate(request.stages)}
-    stage_of = assign_stages(graph, roles, numbers, len(plan.layout.stages), lambda name: Line("train.py", 1))
-    mean = plan.loss == "mean"
-    how = Cut(plan.micro_batches > 1, mean and not plan.even, plan.schedule == "zero_bubble", mean and plan.parts > 1)
-    functions = cut(graph, roles, stage_of, how)
-    if plan.parts > 1:
-        functions = {key: fold_random(function, size) for key, function in functions.items()}
-    for function in functions.values():
-        verify(function.graph, after="cut")
-    return Variant(graph, roles, functions)
+def _at_sizes(states: States, resharded: Resharded, plan: Plan) -> dict[int, Functions]:
+    how = Cut(plan.micro_batches > 1, plan.schedule == "zero_bubble")
+    functions = cut(resharded.graph, resharded.roles, plan.stage_of, how)
+    variants: dict[int, Functions] = {}
+    for size in sorted({size for row in plan.sizes for size in row}, reverse=True):
+        at_size: dict[Key, StageFunction] = {}
+        for key, function in functions.items():
+            resized = resize(function, states, resharded.made_of, size).function
+            at_size[key] = fold_random(resized, states) if plan.parts > 1 else resized
+            verify(at_size[key].graph, after="resize")
+        variants[size] = at_size
+    return variants

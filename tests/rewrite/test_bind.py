@@ -9,34 +9,58 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.rewrite.steps import TRAINING, Spread, spread
+from tests.rewrite.steps import MEANS, TRAINING, Spread, spread
 from whale_tf.ir.graph import Node, Ref
 from whale_tf.ir.verify import verify
 
 RANDOM = """
 graph step(out: y) {
   x = Input() {index=0, batch=true} : float32[BATCH,2]
-  shape = Const() {value=opaque"AA=="} : int32[2]
+  shape = Const() {numbers=(BATCH, 2)} : int32[2]
   noise = RandomUniform(shape) {seed=3, seed2=4, dtype=float32, T=int32} : float32[BATCH,2]  @stateful
   y = Mul(x, noise) : float32[BATCH,2]
 }
 """
+# Steps of two stages that take or pass on something of each kind.
 PASSED = """
 graph step(out: y) {
-  x = Input() {index=0, batch=true} : float32[BATCH]
-  t = Captured() {index=0} : KIND[]
-  y = Mix(x, t) : float32[BATCH]
+  x = Input() {index=0, batch=true} : float32[BATCH,3]
+  t = Captured() {index=0} : float32[]
+  y = Mul(x, t) : float32[BATCH,3]
 }
 """
-COUNTED = """
-graph step(out: y) effects(c2) {
+LOOKED_UP = """
+graph step(out: y) {
+  x = Input() {index=0, batch=true} : int64[BATCH]
+  t = Handle() {index=0} : resource[]
+  zero = Const() {numbers=(0.0)} : float32[]
+  y = LookupTableFindV2(t, x, zero) : float32[BATCH]
+}
+"""
+LISTED = """
+graph step(out: y) {
+  x = Input() {index=0, batch=true} : float32[BATCH,3]
+  swapped = Const() {numbers=(1, 0)} : int32[2]
+  shape = Const() {numbers=(BATCH)} : int32[1]
+  t = Transpose(x, swapped) : float32[3,BATCH]  @scope=s0
+  l = TensorListFromTensor(t, shape) : variant[]  @scope=s0
+  y = TensorListStack(l, shape) : float32[3,BATCH]  @scope=s1
+}
+"""
+# A gradient that waits for a total over all examples.
+MIDDLE = """
+graph step(out: root) effects(u) {
   x = Input() {index=0, batch=true} : float32[BATCH]
-  c = Variable() {variable=b"c", trainable=false, aggregation=b"NONE"} : float32[]
-  dims = Const() {value=opaque"AQ=="} : int32[1]
-  total = Sum(x, dims) : float32[]
-  new = AddV2(c, total) : float32[]
-  c2 = Write(new) {variable=b"c"} : float32[]
-  y = Mul(x, c2) : float32[BATCH]
+  w = Variable() {variable=b"w", trainable=true, aggregation=b"NONE"} : float32[]
+  dims = Const() {numbers=(0)} : int32[1]
+  h = Mul(x, w) : float32[BATCH]
+  loss = Sum(h, dims) : float32[]
+  root = Sqrt(loss) : float32[]
+  dh = Mul(x, root) : float32[BATCH]  @call=1 @twin=h
+  dw = Sum(dh, dims) : float32[]  @call=1
+  g = Gradient(dw) {call=1, part=b"dense", variable=b"w", partner=b""} : float32[]
+  n = Sub(w, g) : float32[]
+  u = Write(n) {variable=b"w"} : float32[]
 }
 """
 
@@ -77,11 +101,31 @@ def test_one_micro_batch_needs_no_order_but_the_datas() -> None:
     assert all(not node.control for node in program.find("Call"))
 
 
-@pytest.mark.parametrize(("kind", "inline"), [("float32", True), ("resource", False), ("variant", False)])
-def test_calls_that_pass_what_is_no_value_are_not_dissolved(kind: str, inline: bool) -> None:
-    program = spread(PASSED.replace("KIND", kind), replicas=2)
+@pytest.mark.parametrize(
+    ("text", "inline"),
+    [(PASSED, True), (LOOKED_UP, False), (LISTED, False)],
+    ids=["numbers", "a table", "a list"],
+)
+def test_calls_that_pass_what_is_no_value_are_not_dissolved(text: str, inline: bool) -> None:
+    program = spread(text, replicas=2, stages=2)
+    program.check()
     assert program.program.inline is inline
-    assert calls(program, 1) == ["r1/0F0"]
+    assert calls(program, 2) == ["r1/0F0"]
+
+
+def test_a_value_that_is_merged_in_the_middle_comes_back_to_every_part() -> None:
+    program = spread(MIDDLE, replicas=3)
+    program.check()
+    assert [node.name for node in program.find("Sqrt")] == ["root"]
+    second = [node for node in program.find("Call") if node.attrs["phase"] == 2]
+    assert [argument(program, node.name, "step").name for node in second] == ["root"] * 3
+    assert {
+        node.name: program.roles.phase[node.name] for node in program.graph if node.name in ("h", "root", "dh")
+    } == {
+        "h": 0,
+        "root": 1,
+        "dh": 2,
+    }
 
 
 @given(replicas=st.integers(1, 3), stages=st.integers(1, 2), micro_batches=st.integers(1, 3))
@@ -110,7 +154,7 @@ def test_micro_batches_of_another_size_run_functions_of_their_own() -> None:
 
 
 def test_weights_are_the_micro_batchs_own() -> None:
-    program = spread(replicas=2, examples=7)
+    program = spread(MEANS, replicas=2, examples=7)
     assert argument(program, "r0/0B0", "weight").attrs["value"] == 4 / 7
     assert argument(program, "r1/0B0", "weight").attrs["value"] == 3 / 7
 
@@ -121,28 +165,6 @@ def test_a_sum_starts_at_zero_and_goes_from_call_to_call() -> None:
     assert (start.op, start.attrs["value"]) == ("Const", 0.0)
     assert argument(program, "r0/0B1", "sum").name == "r0/0B0"
     assert argument(program, "r0/0B2", "sum").name == "r0/0B1"
-
-
-def test_a_carried_variable_goes_from_call_to_call_of_a_replica() -> None:
-    program = spread(COUNTED, replicas=2, micro_batches=2)
-    for replica in ("r0", "r1"):
-        assert argument(program, f"{replica}/0F0", "state").op == "Read"
-        assert argument(program, f"{replica}/0F1", "state").name == f"{replica}/0F0"
-    assert len(program.find("Read")) == 1
-
-
-def test_what_the_update_takes_of_a_carried_variable_is_its_first_value() -> None:
-    carried = """
-      c = Variable() {variable=b"c", trainable=false, aggregation=b"NONE"} : float32[]
-      total = Sum(z, dims) : float32[]
-      new = AddV2(c, total) : float32[]
-      kept = Write(new) {variable=b"c"} : float32[]
-      dz ="""
-    text = TRAINING.replace("effects(u0, u1)", "effects(u0, u1, kept)").replace("  dz =", carried)
-    program = spread(text.replace("s1 = Mul(g1, rate)", "s1 = Mul(g1, c)"), replicas=2, micro_batches=3)
-    program.check()
-    assert program.main[program.origin(program.main["s1"].inputs[1]).node].op == "Read"
-    assert len(program.find("Read", variable=b"c")) == 1
 
 
 def test_a_step_draws_one_seed_and_each_micro_batch_has_a_number() -> None:

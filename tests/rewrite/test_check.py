@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.rewrite.steps import FREE_SLICES, MICRO_SLICES, TRAINING, WAYS, Spread, spread
+from tests.rewrite.steps import CONSTANT_SLICES, FREE_SLICES, MEANS, MICRO_SLICES, TRAINING, WAYS, Spread, spread
 from whale_tf.errors import InternalError
 from whale_tf.ir.graph import DType, Graph, Node, Ref, Shape, TensorType
 from whale_tf.rewrite.cut import Key
@@ -31,7 +31,11 @@ def total_of(program: Spread, marker: str) -> Node:
 # What is right passes.
 
 
-@pytest.mark.parametrize("text", [TRAINING, MICRO_SLICES, FREE_SLICES], ids=["dense", "slices", "constant slices"])
+@pytest.mark.parametrize(
+    "text",
+    [TRAINING, MEANS, MICRO_SLICES, FREE_SLICES, CONSTANT_SLICES],
+    ids=["dense", "means", "slices", "filled slices", "constant slices"],
+)
 @given(
     **WAYS,
     two_stages=st.booleans(),
@@ -75,28 +79,33 @@ def test_a_wrong_scale_is_named() -> None:
     program = spread(replicas=2, micro_batches=2)
     total = total_of(program, "g0")
     found = offenders(program.with_nodes([total.with_(attrs={**total.attrs, "scale": 0.5})]))
-    assert "gradient 'g0' of variable 'w0' weighs replica 0, micro-batch 0 by 0.5, and should by 0.25" in found
-
-
-def test_a_missing_scale_is_named() -> None:
-    program = spread(replicas=2)
-    total = total_of(program, "g0")
-    found = offenders(program.with_nodes([total.with_(attrs={**total.attrs, "scale": 1.0})]))
-    assert "gradient 'g0' of variable 'w0' weighs replica 0, micro-batch 0 by 1, and should by 0.5" in found
-
-
-def test_a_sum_is_not_scaled() -> None:
-    program = spread(replicas=2)
-    found = offenders(replace(program, plan=replace(program.plan, loss="sum")))
     assert "gradient 'g0' of variable 'w0' weighs replica 0, micro-batch 0 by 0.5, and should by 1" in found
 
 
 def test_a_wrong_weight_of_an_uneven_part_is_named() -> None:
+    program = spread(MEANS, replicas=2, examples=7)
+    (weight,) = {
+        ref
+        for call in program.find("Call", action=b"0B0", replica=0)
+        for ref in call.inputs
+        if _is_number(program, ref, 4 / 7)
+    }
+    node = program.main[weight.node]
+    found = offenders(program.with_nodes([node.with_(attrs={**node.attrs, "value": 0.5})]))
+    assert f"of call 'r0/0B0' is '{weight}', and should be its weight '1'" in found
+
+
+def _is_number(program: Spread, ref: Ref, number: float) -> bool:
+    return program.main[ref.node].op == "Const" and program.main[ref.node].attrs["value"] == number
+
+
+def test_a_wrong_weight_of_a_mean_is_named() -> None:
     program = spread(replicas=2, examples=7)
-    weight = next(node for node in program.find("Const") if node.attrs["value"] == 4 / 7)
+    weight = next(node for node in program.find("Const") if node.attrs.get("value") == 4 / 7)
     found = offenders(program.with_nodes([weight.with_(attrs={**weight.attrs, "value": 0.5})]))
-    assert "of call 'r0/0B0' is 'constant" in found and "and should be its weight" in found
-    assert "gradient 'g1' of variable 'w1' weighs replica 0, micro-batch 0 by 0.5, and should by 0.571428571" in found
+    assert found == (
+        "'loss', merged as Partial(sum) of degree -1, weighs replica 0, micro-batch 0 by 0.5, and should by 0.571428571"
+    )
 
 
 def test_a_sum_that_forgets_earlier_micro_batches_is_named() -> None:
@@ -151,21 +160,61 @@ def test_per_example_outputs_are_in_the_callers_order() -> None:
     concat = next(node for node in program.find("ConcatV2") if node.name == "z/all")
     first, second, axis = concat.inputs
     found = offenders(program.with_nodes([concat.with_(inputs=(second, first, axis))]))
-    assert "'z', merged by concat, is not in the order of the examples: [(1, 0), (0, 0)]" in found
+    assert "'z', merged as Split(0), is not in the order of the examples: [(1, 0), (0, 0)]" in found
 
 
-def test_a_carried_variables_first_value_is_not_merged_from_those_of_later_micro_batches() -> None:
-    carried = """
-      c = Variable() {variable=b"c", trainable=false, aggregation=b"NONE"} : float32[]
-      total = Sum(z, dims) : float32[]
-      new = AddV2(c, total) : float32[]
-      kept = Write(new) {variable=b"c"} : float32[]
-      dz ="""
-    text = TRAINING.replace("effects(u0, u1)", "effects(u0, u1, kept)").replace("  dz =", carried)
-    program = spread(text.replace("s1 = Mul(g1, rate)", "s1 = Mul(g1, c)"), micro_batches=2)
-    update = program.main["s1"]
-    found = offenders(program.with_nodes([update.with_(inputs=(update.inputs[0], update.inputs[0]))]))
-    assert "'c' is what the step began with, and is merged from what each micro-batch began with" in found
+def test_an_extreme_is_not_added() -> None:
+    program = spread(TRAINING.replace("loss = Mean", "loss = Max"), replicas=2)
+    program.check()
+    (node,) = program.find("Maximum")
+    found = offenders(program.with_nodes([node.with_(op="AddV2")]))
+    assert found.startswith("'loss', merged as Partial(max), adds 'loss/all' of the main graph, which is no part of it")
+
+
+def test_a_merge_that_the_plan_does_not_know_is_named() -> None:
+    program = spread(replicas=2)
+    merges = {ref: value for ref, value in program.plan.merges.items() if ref != Ref("z")}
+    found = offenders(replace(program, plan=replace(program.plan, merges=merges)))
+    assert found == "'z' is merged, and the plan does not say how"
+
+
+PIECES = """
+graph step(out: y) {
+  x = Input() {index=0, batch=true} : float32[BATCH]
+  k = Captured() {index=0} : float32[BATCH]
+  y = Mul(x, k) : float32[BATCH]
+}
+"""
+
+
+def test_a_piece_of_other_examples_is_named() -> None:
+    program = spread(PIECES, replicas=2, examples=7)
+    program.check()
+    first, second = [node for node in program.find("Slice") if node.name.startswith("k/piece")]
+    swapped = second.with_(inputs=(second.inputs[0], first.inputs[1], second.inputs[2]))
+    found = offenders(program.with_nodes([swapped]))
+    assert f"of call 'r1/0F0' is '{program.main['r1/0F0'].inputs[1]}', and should be its slice 'k/piece0_1/0'" in found
+
+
+def test_a_piece_of_another_value_is_named() -> None:
+    program = spread(PIECES, replicas=2)
+    first, *_ = [node for node in program.find("Slice") if node.name.startswith("k/piece")]
+    found = offenders(program.with_nodes([first.with_(inputs=(Ref("x"), *first.inputs[1:]))]))
+    assert "'x' (Take) stands where the step has 'k' (Captured), another operation" in found
+
+
+def test_a_shape_of_another_size_is_named() -> None:
+    program = spread(FREE_SLICES, replicas=2, examples=7)
+    program.check()
+    function = program.functions[Key(0, 0, "B")]
+    nodes = {
+        name: node.with_(attrs={**node.attrs, "value": (5, 2)}) if name == "dv/operand0" else node
+        for name, node in function.graph.nodes.items()
+    }
+    graph = Graph(nodes, function.graph.outputs, function.graph.effects)
+    variants = {**program.variants, 4: {**program.functions, function.key: replace(function, graph=graph)}}
+    found = offenders(replace(program, variants=variants))
+    assert "input 0 of 'dv' (Fill) is 'shape' in the step and 'dv/operand0' in 0B" in found
 
 
 # Calls.

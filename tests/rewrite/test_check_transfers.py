@@ -91,8 +91,8 @@ def test_a_gradient_that_is_added_twice_is_named() -> None:
 
 def test_a_wrong_scale_is_named() -> None:
     program = spread(replicas=2, kind="GPU")
-    nodes = [node.with_(attrs={**node.attrs, "scale": 1.0}) for node in program.find("Reduce", id=0)]
-    assert "weighs replica 0, micro-batch 0 by 1, and should by 0.5" in offenders(program.with_nodes(nodes))
+    nodes = [node.with_(attrs={**node.attrs, "scale": 0.5}) for node in program.find("Reduce", id=0)]
+    assert "weighs replica 0, micro-batch 0 by 0.5, and should by 1" in offenders(program.with_nodes(nodes))
 
 
 def test_what_waits_for_its_own_collective_is_named() -> None:

@@ -34,4 +34,4 @@ def test_a_collective_is_a_sum_of_what_its_devices_give() -> None:
             peers = [each for each in program.main if each.op == "Reduce" and each.attrs["id"] == node.attrs["id"]]
             assert (total.op, total.device) == ("WhaleSum", HOST)
             assert total.inputs == tuple(each.inputs[0] for each in peers)
-            assert (total.attrs["M"], total.attrs["K"], total.attrs["parts"], total.attrs["scale"]) == (2, 1, 2, 0.25)
+            assert (total.attrs["M"], total.attrs["K"], total.attrs["parts"], total.attrs["scale"]) == (2, 1, 2, 1.0)

@@ -8,42 +8,47 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.rewrite.steps import MICRO_SLICES, TRAINING, spread, traced
+from tests.rewrite.steps import MEANS, MICRO_SLICES, TRAINING, resolved, spread
 from whale_tf.ir.graph import Graph, Ref
 from whale_tf.ir.text import print_graph
 from whale_tf.ir.verify import verify
-from whale_tf.plan.roles import find_roles
+from whale_tf.plan.stages import assign_stages
 from whale_tf.rewrite.cut import Cut, Key, Source, StageFunction, cut
+from whale_tf.rewrite.reshard import reshard
 
-ONE = Cut(accumulate=False, weighted=False, split_backward=False, scale_examples=False)
-SEVERAL = Cut(accumulate=True, weighted=False, split_backward=False, scale_examples=False)
-UNEVEN = Cut(accumulate=True, weighted=True, split_backward=False, scale_examples=False)
+ONE = Cut(accumulate=False, split_backward=False)
+SEVERAL = Cut(accumulate=True, split_backward=False)
 STAGES = {"h": 0, "a": 0, "z": 1, "loss": 1, "dz": 1, "d1": 1, "da": 1, "dh": 0, "d0": 0, "g0": 0, "g1": 1}
 
-# A count that every micro-batch adds to, a print before and after it, and a draw.
-STATE = """
+# Two effects, a whole value that each part takes its piece of, and a state that is written once.
+EFFECTS = """
 graph step(out: y) effects(c2, p1, p2) {
   x = Input() {index=0, batch=true} : float32[BATCH]
   c = Variable() {variable=b"c", trainable=false, aggregation=b"NONE"} : float32[]
-  one = Const() {value=opaque"AA=="} : float32[]
+  one = Const() {numbers=(1.0)} : float32[]
   half = Neg(one) : float32[]
-  p1 = PrintV2(x) @stateful
-  more = AddV2(c, half) : float32[]
-  dims = Const() {value=opaque"AQ=="} : int32[1]
+  p1 = Assert(x) @stateful
+  dims = Const() {numbers=(0)} : int32[1]
   mean = Mean(x, dims) : float32[]
-  new = AddV2(more, mean) : float32[]
+  new = AddV2(c, mean) : float32[]
   c2 = Write(new) {variable=b"c"} : float32[]
-  y = Mul(x, c2) : float32[BATCH]
-  p2 = PrintV2(y) @stateful
+  rows = Range(one, half) : float32[BATCH]
+  z = Mul(x, rows) : float32[BATCH]
+  y = Mul(z, half) : float32[BATCH]
+  p2 = Assert(y) @stateful
 }
 """
 
 
 def functions(
-    how: Cut = ONE, text: str = TRAINING, stage_of: Mapping[str, int] = STAGES
+    how: Cut = ONE, text: str = TRAINING, stage_of: Mapping[str, int] | None = STAGES
 ) -> tuple[Graph, dict[Key, StageFunction]]:
-    graph = traced(text, 4)
-    parts = cut(graph, find_roles(graph, 4), stage_of, how)
+    """The functions of a step at its global batch; without `stage_of` all of it is in one stage."""
+    resharded = reshard(resolved(text, 4, micro_batches=2 if how.accumulate else 1))
+    graph, roles = resharded.graph, resharded.roles
+    if stage_of is None:
+        stage_of = assign_stages(graph, roles, {}, 1, lambda _: pytest.fail("there is one stage"))
+    parts = cut(graph, roles, stage_of, how)
     for part in parts.values():
         verify(part.graph, after="cut")
     return graph, parts
@@ -107,16 +112,16 @@ def test_cut_takes_each_value_once() -> None:
 
 
 def test_constants_are_copied_into_every_function_that_uses_them() -> None:
-    text = TRAINING.replace("dz = Square(z)", "dz = Mean(z, dims)")
+    text = TRAINING.replace("dz = Square(z)", "dz = Transpose(z, dims)")
     _, parts = functions(text=text)
     assert "dims" in kept(parts[Key(0, 1, "F")]) and "dims" in kept(parts[Key(0, 1, "B")])
     assert "step dims" not in sources(parts[Key(0, 1, "B")])
 
 
 def test_what_is_computed_from_constants_comes_along_in_order() -> None:
-    _, parts = functions(text=STATE, stage_of={"p1": 0, "more": 0, "mean": 0, "new": 0, "c2": 0, "p2": 0, "y": 0})
+    _, parts = functions(text=EFFECTS, stage_of=None)
     names = kept(parts[Key(0, 0, "F")])
-    assert names.index("one") < names.index("half") < names.index("more")
+    assert names.index("one") < names.index("half") < names.index("y")
 
 
 def test_one_micro_batch_needs_no_sums() -> None:
@@ -133,58 +138,47 @@ def test_a_gradient_is_added_to_that_of_earlier_micro_batches() -> None:
     assert part.sums == ("g1",)
 
 
-def test_uneven_micro_batches_are_weighted_before_they_are_added() -> None:
-    _, parts = functions(UNEVEN)
-    part = parts[Key(0, 1, "B")]
-    assert part.graph["g1/weighted"].inputs[0] == Ref("d1")
-    assert part.graph["g1/sum"].inputs[1] == Ref("g1/weighted")
-    assert [source.kind for source in part.arguments].count("weight") == 1
+def test_a_gradient_that_is_a_mean_is_weighted_by_the_share_before_it_is_added() -> None:
+    _, parts = functions(SEVERAL, MEANS, None)
+    part = parts[Key(0, 0, "B")]
+    (scaled,) = [node for node in part.graph if node.op == "Mul" and "share" in node.name]
+    assert scaled.inputs == (Ref("d1"), Ref("weight1/float32"))
+    assert part.graph["g1/sum"].inputs[1] == Ref(scaled.name)
+    assert part.graph["g0/sum"].inputs[1] == Ref("d0")
+    assert [source for source in part.arguments if source.kind == "weight"] == [Source("weight", name="1")]
 
 
-@pytest.mark.parametrize("how", [SEVERAL, UNEVEN])
-def test_the_parts_of_slices_are_not_added_and_indices_not_weighted(how: Cut) -> None:
-    stage_of = dict.fromkeys(["rows", "loss", "dv", "flat", "gv", "gi"], 0)
-    _, parts = functions(how, MICRO_SLICES, stage_of)
+@pytest.mark.parametrize("how", [ONE, SEVERAL])
+def test_the_parts_of_slices_are_not_added(how: Cut) -> None:
+    _, parts = functions(how, MICRO_SLICES, None)
     part = parts[Key(0, 0, "B")]
     assert part.sums == ("gv", "gi")
-    assert part.graph.outputs == ((Ref("gv/weighted") if how.weighted else Ref("dv")), Ref("flat"))
+    assert part.graph.outputs == (Ref("dv"), Ref("flat"))
 
 
-def test_the_gradient_of_a_mean_for_each_example_is_scaled_to_the_whole_batch() -> None:
-    """Where tape.gradient(mean loss, x) is used for each example (adversarial noise), not for a variable."""
-    text = TRAINING.replace(
-        "a = Relu(h) : float32[BATCH,2]  @scope=s0",
-        """noise = Gradient(h) {call=2, variable=b"", of_examples=true, target=b"KIND"} : float32[BATCH,2]
-           a = Relu(noise) : float32[BATCH,2]""",
-    )
-    scaled = Cut(accumulate=True, weighted=False, split_backward=False, scale_examples=True)
-    for how, kind, op in ((scaled, "mean", "Mul"), (scaled, "sum", "Gradient"), (SEVERAL, "mean", "Gradient")):
-        graph, parts = functions(how, text.replace("KIND", kind), {**STAGES, "noise": 0})
-        assert "noise" not in find_roles(graph, 4).markers
-        part = parts[Key(0, 0, "F")]
-        assert (part.graph["noise"].op, part.graph["noise"].inputs[0]) == (op, Ref("h"))
-        assert ("weight" in sources(part)) == (op == "Mul")
+def test_a_piece_of_a_whole_value_is_an_argument_as_an_input_is() -> None:
+    graph, parts = functions(text=EFFECTS, stage_of=None)
+    (piece,) = [node for node in graph if node.op == "Piece"]
+    assert sources(parts[Key(0, 0, "F")]) >= {"slice x", f"slice {piece.name}"}
+    assert not [node for node in parts[Key(0, 0, "F")].graph if node.op == "Piece"]
 
 
 def test_effects_keep_their_order() -> None:
-    stage_of = dict.fromkeys(["p1", "more", "mean", "new", "c2", "p2", "y"], 0)
-    _, parts = functions(text=STATE, stage_of=stage_of)
+    _, parts = functions(text=EFFECTS, stage_of=None)
     part = parts[Key(0, 0, "F")]
     assert part.graph.effects == ("p1", "p2")
     assert part.graph["p2"].control == ("p1",)
 
 
-def test_a_carried_variable_comes_from_the_micro_batch_before() -> None:
-    stage_of = dict.fromkeys(["p1", "more", "mean", "new", "c2", "p2", "y"], 0)
-    graph, parts = functions(text=STATE, stage_of=stage_of)
+def test_what_runs_once_is_in_no_function() -> None:
+    _, parts = functions(text=EFFECTS, stage_of=None)
     part = parts[Key(0, 0, "F")]
-    assert find_roles(graph, 4).carried == {"c"}
-    assert "state c" in sources(part)
-    assert Ref("c2") in part.results
+    assert Ref("mean") in part.results
+    assert not {"new", "c2"} & set(kept(part))
 
 
 def test_split_backward_puts_first_what_an_earlier_stage_waits_for() -> None:
-    _, parts = functions(Cut(True, False, True, False))
+    _, parts = functions(Cut(accumulate=True, split_backward=True))
     assert {str(key): kept(part) for key, part in parts.items() if key.kind in "IW"} == {
         "0W": ["dh", "d0", "g0/sum"],
         "1I": ["dz", "da"],
@@ -207,4 +201,4 @@ def test_functions_are_the_same_for_all_replicas_and_micro_batches(
     )
     called = {node.attrs["function"].decode() for node in program.find("Call")}
     assert called == set(program.program.functions)
-    assert len(called) == sum(len(variant.functions) for variant in program.variants.values())
+    assert len(called) == sum(len(variant) for variant in program.variants.values())

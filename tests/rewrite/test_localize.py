@@ -65,7 +65,7 @@ def test_a_gradient_is_added_in_each_process_and_then_reduced_between_them() -> 
     assert [program.program.process_of(node) for node in reductions] == [0, 1, 0, 1]
     assert {node.attrs["ranks"] for node in reductions} == {(0, 1)}
     assert [program.main[node.inputs[0].node].op for node in reductions] == ["WhaleSum"] * 4
-    assert {node.attrs["scale"] for node in reductions} == {1 / 4}
+    assert {node.attrs["scale"] for node in reductions} == {1.0}
     assert not program.find("Send", id=None) or all("id" in node.attrs for node in _crossing(program))
 
 

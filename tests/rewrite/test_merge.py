@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.rewrite.steps import FREE_SLICES, MICRO_SLICES, TRAINING, Spread, spread
+from tests.rewrite.steps import CONSTANT_SLICES, FREE_SLICES, MEANS, MICRO_SLICES, TRAINING, Spread, spread
 from whale_tf.errors import InternalError
 from whale_tf.ir.graph import Node, Ref
+from whale_tf.ir.sharding import Reduction, Split
 from whale_tf.ir.verify import verify
 from whale_tf.rewrite.bind import Binder
 from whale_tf.rewrite.hold_assignments import hold_assignments
@@ -20,25 +21,20 @@ from whale_tf.rewrite.merge import FOLDS
 REDUCED = """
 graph step(out: y) {
   x = Input() {index=0, batch=true} : KIND[BATCH,2]
-  dims = Const() {value=opaque"AQ=="} : int32[2]
+  dims = Const() {numbers=(0, 1)} : int32[2]
   y = REDUCTION(x, dims) : KIND[]
 }
 """
 STATE = """
-graph step(out: y) effects(c2) {
+graph step(out: ) effects(c2) {
   x = Input() {index=0, batch=true} : float32[BATCH]
-  c = Variable() {variable=b"c", trainable=false, aggregation=b"AGGREGATION"} : float32[]
-  dims = Const() {value=opaque"AQ=="} : int32[1]
-  total = Sum(x, dims) : float32[]
+  c = Variable() {variable=b"c", trainable=false, aggregation=b"NONE"} : float32[]
+  dims = Const() {numbers=(0)} : int32[1]
+  total = REDUCTION(x, dims) : float32[]
   new = CHANGE(c, total) : float32[]
   c2 = Write(new) {variable=b"c"} : float32[]
-  y = Mul(x, c2) : float32[BATCH]
 }
 """
-
-
-def stated(aggregation: str, change: str = "AddV2") -> str:
-    return STATE.replace("AGGREGATION", aggregation).replace("CHANGE", change)
 
 
 def reduced(reduction: str, kind: str = "float32", **options: int) -> Spread:
@@ -53,8 +49,6 @@ def written(program: Spread, ref: Ref) -> str:
     node: Node = program.main[ref.node]
     if node.op == "Const":
         return str(node.attrs["value"])
-    if node.op == "Fill":
-        return "Fill(…)"
     if node.op in ("Call", "Read", "Slice", "Take"):
         return node.name
     inputs: Sequence[Ref] = node.inputs[:-1] if node.op == "ConcatV2" else node.inputs
@@ -117,41 +111,61 @@ def test_a_reduction_over_examples_goes_on_over_parts(reduction: str, kind: str,
 
 def test_logical_merges_have_no_type() -> None:
     """LogicalAnd and LogicalOr take only truth values, and have no attribute T."""
-    for reduction, kind, op in (("All", "bool", FOLDS["all"]), ("Max", "float32", FOLDS["max"])):
+    for reduction, kind, op in (("All", "bool", FOLDS[Reduction.ALL]), ("Max", "float32", FOLDS[Reduction.MAX])):
         node = reduced(reduction, kind, replicas=2).find(op)[0]
         assert set(node.attrs) == (set() if kind == "bool" else {"T"})
 
 
-def test_a_function_of_a_reduction_is_made_once_of_what_is_merged() -> None:
-    text = REDUCED.replace("  y = REDUCTION(x, dims)", "  s = REDUCTION(x, dims) : KIND[]\n  y = Sqrt(s)")
-    for reduction, merged in (
-        ("Mean", "Sqrt(AddV2(Mul(r0/0F0, 0.5), Mul(r1/0F0, 0.5)))"),
-        ("Max", "Sqrt(Maximum(r0/0F0, r1/0F0))"),
-    ):
-        program = spread(text.replace("REDUCTION", reduction).replace("KIND", "float32"), replicas=2)
-        program.check()
-        assert output(program) == merged
+@pytest.mark.parametrize(
+    ("reduction", "function", "merged"),
+    [
+        ("Mean", "Sqrt", "Sqrt(AddV2(Mul(r0/0F0, 0.5), Mul(r1/0F0, 0.5)))"),
+        ("Max", "Square", "Square(Maximum(r0/0F0, r1/0F0))"),
+        ("Max", "Sqrt", "Maximum(r0/0F0, r1/0F0)"),  # of two numbers the larger has the larger root
+        ("Mean", "Neg", "AddV2(Mul(r0/0F0, 0.5), Mul(r1/0F0, 0.5))"),
+    ],
+)
+def test_a_function_of_a_reduction_is_made_of_what_is_merged_or_commutes_with_it(
+    reduction: str, function: str, merged: str
+) -> None:
+    text = REDUCED.replace("  y = REDUCTION(x, dims)", f"  s = {reduction}(x, dims) : KIND[]\n  y = {function}(s)")
+    program = spread(text.replace("KIND", "float32"), replicas=2)
+    program.check()
+    assert output(program) == merged
 
 
-def test_values_are_put_together_along_the_dim_that_follows_the_batch() -> None:
-    text = REDUCED.replace("REDUCTION", "Transpose").replace(": KIND[]", ": float32[2,BATCH]")
+def test_values_are_put_together_along_the_dim_that_is_cut() -> None:
+    text = (
+        REDUCED.replace("REDUCTION", "Transpose").replace("(0, 1)", "(1, 0)").replace(": KIND[]", ": float32[2,BATCH]")
+    )
     program = spread(text.replace("KIND", "float32"), replicas=2, examples=7)
     program.check()
     assert output(program) == "ConcatV2(r0/0F0, r1/0F0)"
     assert written(program, program.main[program.main.outputs[0].node].inputs[-1]) == "1"
 
 
-def test_a_gradient_of_a_mean_is_averaged_over_equal_parts() -> None:
+def test_pieces_that_lie_in_several_blocks_are_put_together_block_by_block() -> None:
+    """[x, x] is seen as [2, examples]: of each part one piece of both blocks."""
+    text = REDUCED.replace("y = REDUCTION(x, dims) : KIND[]", "y = ConcatV2(x, x, first) {N=2} : KIND[TWICE,2]")
+    text = text.replace("dims = Const() {numbers=(0, 1)} : int32[2]", "first = Const() {numbers=(0)} : int32[]")
+    program = spread(text.replace("KIND", "float32"), replicas=2, examples=7)
+    assert program.states.value(Ref("y")).state == Split(0, 2)
+    program.check()
+    assert output(program) == "Reshape(ConcatV2(Reshape(r0/0F0, (2, -1, 2)), Reshape(r1/0F0, (2, -1, 2))), (14, 2))"
+
+
+def test_gradients_are_added() -> None:
     program = spread(replicas=2, micro_batches=2)
-    assert gradient(program, "s0") == "0.25 * WhaleSum(r0/0B1, r1/0B1)"
-
-
-def test_a_gradient_of_a_sum_is_added() -> None:
+    assert gradient(program, "s0") == "1 * WhaleSum(r0/0B1, r1/0B1)"
     assert gradient(spread(replicas=3, loss="sum"), "s0") == "1 * WhaleSum(r0/0B0, r1/0B0, r2/0B0)"
-
-
-def test_unequal_parts_were_weighted_before() -> None:
     assert gradient(spread(replicas=2, examples=7), "s0") == "1 * WhaleSum(r0/0B0, r1/0B0)"
+
+
+def test_a_gradient_that_is_a_mean_was_weighted_before() -> None:
+    program = spread(MEANS, replicas=2, examples=7)
+    program.check()
+    assert gradient(program, "s1") == "1 * WhaleSum(r0/0B0, r1/0B0)"
+    assert program.main["r0/0B0"].inputs != program.main["r1/0B0"].inputs
 
 
 def together(**options: Any) -> Spread:
@@ -170,7 +184,7 @@ def test_a_bucket_is_one_operation() -> None:
     program.check()
     (total,) = program.find("WhaleSum")
     assert (total.attrs["parts"], total.attrs["K"], total.attrs["M"]) == (2, 2, 4)
-    assert gradient(program, "s0") == gradient(program, "s1") == "0.5 * WhaleSum(r0/0B0, r1/0B0)"
+    assert gradient(program, "s0") == gradient(program, "s1") == "1 * WhaleSum(r0/0B0, r1/0B0)"
     assert program.main["s0"].inputs[0].index == 1
 
 
@@ -178,7 +192,7 @@ def test_a_bucket_is_one_collective() -> None:
     program = together(kind="GPU")
     program.check()
     assert [len(node.inputs) for node in program.find("Reduce")] == [2, 2]
-    assert gradient(program, "s0") == gradient(program, "s1") == "0.5 * Reduce(r0/0B0, r1/0B0)"
+    assert gradient(program, "s0") == gradient(program, "s1") == "1 * Reduce(r0/0B0, r1/0B0)"
     assert program.main["s0"].inputs[0].index == 1
 
 
@@ -186,7 +200,7 @@ def test_gpus_reduce_by_a_collective_on_all_of_them() -> None:
     program = spread(replicas=2, micro_batches=2, kind="GPU")
     program.check()
     assert not program.find("WhaleSum")
-    assert gradient(program, "s0") == "0.25 * Reduce(r0/0B1, r1/0B1)"
+    assert gradient(program, "s0") == "1 * Reduce(r0/0B1, r1/0B1)"
     for bucket in ("g0", "g1"):
         nodes = [node for node in program.find("Reduce") if node.name.startswith(bucket)]
         assert [node.device for node in nodes] == [0, 1]
@@ -242,13 +256,11 @@ def test_a_gradient_is_merged_on_its_owner() -> None:
         assert program.main[f"{marker}/total"].device == program.plan.owner[variable][0]
 
 
-@pytest.mark.parametrize("loss", ["mean", "sum"])
-def test_slices_are_concatenated_and_only_their_values_scaled(loss: str) -> None:
-    program = spread(MICRO_SLICES, replicas=2, loss=loss)
+def test_slices_are_concatenated() -> None:
+    program = spread(MICRO_SLICES, replicas=2)
     program.check()
     indices, values = (written(program, ref) for ref in program.main["n"].inputs[1:])
-    assert indices == "ConcatV2(r0/0B0, r1/0B0)"
-    assert values == ("Mul(ConcatV2(r0/0B0, r1/0B0), 0.5)" if loss == "mean" else "ConcatV2(r0/0B0, r1/0B0)")
+    assert indices == values == "ConcatV2(r0/0B0, r1/0B0)"
 
 
 def test_slices_of_all_micro_batches_are_kept_apart() -> None:
@@ -257,20 +269,36 @@ def test_slices_of_all_micro_batches_are_kept_apart() -> None:
     assert indices == "ConcatV2(r0/0B0, r0/0B1, r1/0B0, r1/0B1)"
 
 
-def test_constant_values_of_slices_are_repeated_for_the_indices_of_each_part() -> None:
+def test_values_of_slices_that_are_as_many_as_the_examples_are_made_by_each_part() -> None:
     program = spread(FREE_SLICES, replicas=2)
     program.check()
-    _, values = (written(program, ref) for ref in program.main["n"].inputs[1:])
-    assert values == "ConcatV2(Mul(Fill(…), 0.5), Mul(Fill(…), 0.5))"
+    assert written(program, program.main["n"].inputs[2]) == "ConcatV2(r0/0B0, r1/0B0)"
+
+
+def test_constant_values_of_slices_are_taken_as_they_are() -> None:
+    program = spread(CONSTANT_SLICES, replicas=2)
+    program.check()
+    assert program.main[program.main["n"].inputs[2].node].name == "dv"
+    assert written(program, program.main["n"].inputs[1]) == "ConcatV2(r0/0B0, r1/0B0)"
 
 
 def test_values_of_slices_with_the_same_indices_in_all_parts_are_added() -> None:
-    text = MICRO_SLICES.replace("flat = Reshape(ids, zero) : int32[BATCH]", "flat = Range(zero, zero) : int32[BATCH]")
+    text = (
+        MICRO_SLICES.replace(
+            "flat = Reshape(ids, flat_shape) : int32[BATCH]", "flat = Const() {numbers=(5)} : int32[1]"
+        )
+        .replace(
+            "dv = Square(rows) : float32[BATCH,2]", "dv = Sum(rows, flat_shape) {keep_dims=true} : float32[BATCH,1]"
+        )
+        .replace("flat_shape = Const() {numbers=(-1)}", "flat_shape = Const() {numbers=(0)}")
+        .replace("float32[BATCH,1]", "float32[1,2]")
+        .replace('partner=b"gi"} : float32[BATCH,2]', 'partner=b"gi"} : float32[1,2]')
+    )
     program = spread(text, replicas=2)
     program.check()
-    indices, values = (written(program, ref) for ref in program.main["n"].inputs[1:])
-    assert indices.startswith("Range(")
-    assert values == "0.5 * WhaleSum(r0/0B0, r1/0B0)"
+    indices, values = (program.main["n"].inputs[1], written(program, program.main["n"].inputs[2]))
+    assert program.main[indices.node].name == "flat"
+    assert values == "1 * WhaleSum(r0/0B0, r1/0B0)"
 
 
 def test_a_gradient_that_depends_on_no_example_is_taken_as_it_is() -> None:
@@ -281,37 +309,28 @@ def test_a_gradient_that_depends_on_no_example_is_taken_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    ("aggregation", "change", "merged"),
+    ("reduction", "change", "merged"),
     [
-        ("NONE", "Mul", "AddV2(Mul(r0/0F1, 0.5), Mul(r1/0F1, 0.5))"),
-        ("MEAN", "AddV2", "AddV2(Mul(r0/0F1, 0.5), Mul(r1/0F1, 0.5))"),
-        ("ONLY_FIRST_REPLICA", "AddV2", "r0/0F1"),
-        ("ONLY_FIRST_REPLICA", "Maximum", "r0/0F1"),
-        ("SUM", "AddV2", "AddN(c/read, Sub(r0/0F1, c/read), Sub(r1/0F1, c/read))"),
-        ("NONE", "AddV2", "AddN(c/read, Sub(r0/0F1, c/read), Sub(r1/0F1, c/read))"),
-        ("NONE", "Maximum", "Maximum(r0/0F1, r1/0F1)"),
-        ("NONE", "Minimum", "Minimum(r0/0F1, r1/0F1)"),
+        ("Sum", "AddV2", "AddV2(c/read, AddN(r0/0F0, r0/0F1, r1/0F0, r1/0F1))"),
+        ("Sum", "Mul", "AddN(r0/0F0, r0/0F1, r1/0F0, r1/0F1)"),  # each part multiplies its own
+        (
+            "Mean",
+            "Sub",
+            "Sub(c/read, AddN(Mul(r0/0F0, 0.25), Mul(r0/0F1, 0.25), Mul(r1/0F0, 0.25), Mul(r1/0F1, 0.25)))",
+        ),
     ],
 )
-def test_a_carried_variable_is_merged_by_its_aggregation_and_its_change(
-    aggregation: str, change: str, merged: str
-) -> None:
-    program = spread(stated(aggregation, change), replicas=2, micro_batches=2)
+def test_a_state_is_written_once_from_what_is_merged(reduction: str, change: str, merged: str) -> None:
+    program = spread(STATE.replace("REDUCTION", reduction).replace("CHANGE", change), replicas=2, micro_batches=2)
     program.check()
     assert assigned(program, "c") == merged
 
 
-def test_extremes_of_all_replicas_are_taken_together() -> None:
-    program = spread(stated("NONE", "Maximum"), replicas=3)
+def test_a_state_that_each_part_could_write_is_merged_behind_its_change() -> None:
+    """Maximum(c, each part's max) is a max of the parts."""
+    program = spread(STATE.replace("REDUCTION", "Max").replace("CHANGE", "Maximum"), replicas=3)
     program.check()
     assert assigned(program, "c") == "Maximum(Maximum(r0/0F0, r1/0F0), r2/0F0)"
-
-
-@pytest.mark.parametrize("aggregation", ["NONE", "SUM"])
-def test_one_replica_leaves_what_its_last_micro_batch_left(aggregation: str) -> None:
-    program = spread(stated(aggregation), micro_batches=3)
-    program.check()
-    assert assigned(program, "c") == "r0/0F2"
 
 
 def test_a_merge_is_made_once_however_often_it_is_used() -> None:

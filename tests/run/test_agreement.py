@@ -95,7 +95,7 @@ def traced(before: int) -> tuple[Graph, dict[str, Graph]]:
             tf.TensorSpec([], tf.float32)
         )
     trace = record(step, lambda tensors: (tuple(tensors), {}), [tf.TensorSpec([], tf.float32)], "step")
-    captured = translate(trace, [False], 1, Outside())
+    captured = translate(trace, [False], Outside())
     return captured.graph, captured.calls
 
 

@@ -83,44 +83,26 @@ print(float(step(tf.ones([4]))))
     )
 
 
-def test_a_batch_that_is_too_small() -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_batch_without_examples(count: int) -> None:
     variables = weights(1)
 
-    @whale.function(micro_batches=4)
+    @whale.function
     def step(x: Any) -> Any:
-        with tf.GradientTape() as tape, whale.replica(2):
+        with tf.GradientTape() as tape, whale.replica(count):
             loss = tf.reduce_mean(x @ variables[0])
         descend(tape, loss, variables)
         return loss
 
-    source = Source(test_a_batch_that_is_too_small)
+    source = Source(test_a_batch_without_examples)
     message = (
-        "a batch of 7 is too small for 2 replicas x 4 micro-batches.\n"
-        "  replica 0 gets 4 examples\n"
-        "  replica 1 gets 3 examples\n"
-        f"  at {source.at('@whale.function')}\n"
-        f"  in replica(2) opened at {source.opened('with tf.GradientTape')}\n"
+        f"a batch of 0 is too small for {count} replica{'s' * (count > 1)} x 1 micro-batch.\n"
+        + "".join(f"  replica {replica} gets 0 examples\n" for replica in range(count))
+        + f"  at {source.at('@whale.function')}\n"
+        f"  in replica({count}) opened at {source.opened('with tf.GradientTape')}\n"
         "  Use a larger batch or fewer micro_batches: each micro-batch needs at least one example."
     )
-    check_refused(whale.BatchError, message, lambda: step(batch(7)), lambda: step(batch(8)), variables)
-
-
-def test_shares_that_leave_a_replica_nothing() -> None:
-    @whale.function
-    def step(x: Any) -> Any:
-        with whale.replica(shares=[1, 99]):
-            return tf.reduce_mean(x)
-
-    source = Source(test_shares_that_leave_a_replica_nothing)
-    message = (
-        "a batch of 8 is too small for 2 replicas x 1 micro-batch.\n"
-        "  replica 0 gets 0 examples\n"
-        "  replica 1 gets 8 examples\n"
-        f"  at {source.at('@whale.function')}\n"
-        f"  in replica(shares=[1, 99]) opened at {source.opened('with whale.replica')}\n"
-        "  Use a larger batch or fewer micro_batches: each micro-batch needs at least one example."
-    )
-    check_refused(whale.BatchError, message, lambda: step(batch(8)), lambda: step(batch(100)))
+    check_refused(whale.BatchError, message, lambda: step(batch(0)), lambda: step(batch(1)), variables)
 
 
 def test_replicas_without_a_count_are_as_many_as_the_stages_leave_devices_for() -> None:
@@ -133,7 +115,7 @@ def test_replicas_without_a_count_are_as_many_as_the_stages_leave_devices_for() 
     assert step.plan.layout.replicas == 2
 
 
-@pytest.mark.parametrize("given", [3.0, tf.RaggedTensor, tf.SparseTensor])
+@pytest.mark.parametrize("given", [3.0, tf.constant(3.0), tf.RaggedTensor, tf.SparseTensor])
 def test_inputs_that_cannot_be_cut(given: Any) -> None:
     @whale.function
     def step(x: Any) -> Any:
@@ -211,29 +193,40 @@ def test_a_step_that_is_another_program_at_another_size() -> None:
     @whale.function
     def step(x: Any) -> Any:
         with whale.replica(2):
-            if x.shape[0] > 3:
-                seen.assign_add(tf.reduce_mean(x))
-            return tf.reduce_mean(x)
+            mean = tf.reduce_mean(x)
+            if x.shape[0] > 4:
+                seen.assign_add(mean)
+            return mean
 
     message = (
         "the step is another program for another batch size.\n"
-        "  traced for 4 and for 3 examples, it differs in AssignAddVariableOp/write\n"
+        "  traced for 7 and for 4 examples, it differs in 'seen' (Variable), 'AssignAddVariableOp' (AddV2), "
+        "'AssignAddVariableOp/write' (Write)\n"
         f"  at {Source(test_a_step_that_is_another_program_at_another_size).at('seen.assign_add')}\n"
-        "  Let the step not depend on the size of the batch, or use batches that divide evenly."
+        "  Let no Python `if` or loop depend on the size of the batch (use tf.cond, tf.while_loop or "
+        "operations over the batch), or use one replica and micro_batches=1."
     )
-    check_refused(whale.CaptureError, message, lambda: step(batch(7)), lambda: step(batch(8)), [seen])
+    check_refused(whale.CaptureError, message, lambda: step(batch(7)), lambda: step(batch(16)), [seen])
 
 
-def test_a_fixed_batch_size_in_the_step_is_explained() -> None:
-    @whale.function
-    def step(x: Any, size: int) -> Any:
+@pytest.mark.parametrize("converted", [True, False])
+def test_a_fixed_batch_size_in_the_step(converted: bool) -> None:
+    def reshaping(x: Any, size: int) -> Any:
         with whale.replica(2):
             return tf.reduce_mean(tf.reshape(x, [size, 2, 2]))
 
-    with pytest.raises(ValueError, match="Cannot reshape a tensor with 16 elements") as refused:
+    step = whale.function(reshaping if converted else tf.autograph.experimental.do_not_convert(reshaping))
+    source = Source(test_a_fixed_batch_size_in_the_step)
+    with pytest.raises(whale.CaptureError) as refused:
         step(batch(8), 8)
-    assert refused.value.__notes__ == [
-        "whale_tf traced the step for a micro-batch of 4 of the 8 examples. If a fixed batch size is the "
-        "cause, write -1, tf.shape(x)[0] or x.shape[0] in its place."
-    ]
+    rule, error, why, line, way_out = str(refused.value).split("\n")
+    assert rule == "the step can be traced for 8 examples, and not for 4."
+    assert error.startswith("  ValueError: Cannot reshape a tensor with 16 elements to shape [8,2,2] (32 elements)")
+    assert why == "  it is traced at two sizes, which give it at that of every micro-batch"
+    assert line == f"  at {source.at('return tf.reduce_mean(tf.reshape', function='reshaping')}"
+    assert way_out == (
+        "  Where the step holds the number 8, write -1, tf.shape(x)[0] or x.shape[0] in its place, "
+        "or use one replica and micro_batches=1."
+    )
+    assert isinstance(refused.value.__cause__, ValueError)
     assert float(step(batch(8), -1)) == pytest.approx(0.5)

@@ -207,16 +207,51 @@ def test_an_object_without_a_hash_is_a_constant_by_identity() -> None:
     assert [float(step(batch(), {*range(size)})) for size in sizes] == pytest.approx([0.5 * size for size in sizes])
 
 
-def test_another_batch_size_is_another_trace_and_the_first_is_kept() -> None:
+def test_another_batch_size_is_one_more_trace_and_the_first_is_kept() -> None:
+    """The step is traced at the global batch and at one other size; for later batches the first one is the other."""
     traced: list[int] = []
 
-    @whale.function
+    @whale.function(micro_batches=2)
     def step(x: Any) -> Any:
         with whale.replica(2):
             traced.append(x.shape[0])
             return tf.reduce_mean(x)
 
-    for examples, traces in ((8, 1), (16, 2), (8, 2)):
+    for examples, sizes in ((8, [8, 2]), (16, [16]), (8, []), (13, [13]), (3, [3]), (16, []), (13, [])):
+        del traced[:]
         assert float(step(batch(examples))) == pytest.approx(0.5)
-        assert len(set(traced)) == traces
-    assert step.plan.examples == 8
+        assert traced == sizes
+        assert step.plan.examples == examples
+
+
+def test_a_step_of_one_part_is_traced_once() -> None:
+    traced: list[int] = []
+
+    @whale.function
+    def step(x: Any) -> Any:
+        traced.append(x.shape[0])
+        return tf.reduce_mean(x)
+
+    for examples in (8, 6, 8):
+        assert float(step(batch(examples))) == pytest.approx(0.5)
+    assert traced == [8, 6]
+
+
+def test_what_changed_outside_the_step_since_another_batch_size_is_traced_anew() -> None:
+    layers = ["first"]
+    traced: list[int] = []
+
+    @whale.function
+    def step(x: Any) -> Any:
+        traced.append(x.shape[0])
+        with whale.replica(2):
+            for _ in layers:
+                x = tf.square(x)
+            return tf.reduce_mean(x)
+
+    for examples, sizes in ((8, [8, 4]), (12, [12, 6])):
+        del traced[:]
+        power = 2 ** len(layers)
+        assert float(step(batch(examples))) == pytest.approx(np.mean(batch(examples) ** power), rel=ROUNDING)
+        assert traced == sizes
+        layers.append("second")

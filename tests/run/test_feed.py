@@ -66,11 +66,23 @@ def test_a_part_says_what_it_is() -> None:
     assert repr(batch) == f"<part of a global batch of {BATCH}: x [{BATCH}, 3], y [{BATCH}]>"
 
 
-def test_a_batch_that_cannot_be_cut_is_refused_as_in_a_call() -> None:
+def test_a_batch_without_examples_is_refused_as_in_a_call() -> None:
     whale.init(2)
     step = make_step(micro_batches=4)
-    with pytest.raises(BatchError, match="a batch of 3 is too small"):
-        next(step.feed([(np.ones([3, 3], np.float32), np.ones(3, np.float32))]))
+    with pytest.raises(BatchError, match="a batch of 0 is too small"):
+        next(step.feed([(np.ones([0, 3], np.float32), np.ones(0, np.float32))]))
+
+
+def test_a_batch_that_is_too_small_runs_with_fewer_parts_as_in_a_call() -> None:
+    whale.init(2)
+    called, fed = make_step(micro_batches=4), make_step(micro_batches=4)
+    dataset = [(x[:examples], y[:examples]) for (x, y), examples in zip(batches(), (12, 3, 1), strict=True)]
+    sizes = []
+    for (x, y), batch in zip(dataset, fed.feed(dataset), strict=True):
+        assert float(fed(batch)) == float(called(x, y))
+        assert fed.plan.sizes == called.plan.sizes
+        sizes.append(fed.plan.sizes)
+    assert sizes == [((2, 2, 1, 1), (2, 2, 1, 1)), ((2,), (1,)), ((1,),)]
 
 
 def test_other_batches_have_other_digests() -> None:

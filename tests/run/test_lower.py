@@ -97,7 +97,7 @@ def pairs(graph: Graph, protos: Any, calls: dict[str, Graph], inner: Any) -> dic
 def test_a_lowered_body_is_the_one_that_tensorflow_made(make: Callable[[], Any]) -> None:
     spec = tf.TensorSpec([4, 5, 2] if make is recurrent else [4, 5], tf.float32)
     trace = record(make(), lambda tensors: (tuple(tensors), {}), [spec], "step", examples=4)
-    captured = translate(trace, [True], 4, Outside())
+    captured = translate(trace, [True], Outside())
     definition = trace.graph.as_graph_def()
     library = {function.signature.name: function for function in definition.library.function}
     nodes = {**captured.graph.nodes}

@@ -62,7 +62,15 @@ DEFINED = Source(mean_of).at("def mean_of", function="mean_of")
             "the loss must be a mean or a sum over the examples.\n"
             "  loss is 'max'\n"
             f"  at {DEFINED}\n"
-            '  Use loss="mean" or loss="sum": what the loss is over the examples.',
+            '  Use loss="mean" or loss="sum" to have it checked, or leave loss out.',
+        ),
+        (
+            {"coupling": "always"},
+            whale.PlanError,
+            "coupling must be 'auto' or 'exact'.\n"
+            "  coupling is 'always'\n"
+            f"  at {DEFINED}\n"
+            '  Use coupling="exact" to compute over the global batch what relates examples to each other.',
         ),
         (
             {"whole": ("masks", "y")},

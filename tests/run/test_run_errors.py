@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -45,11 +45,13 @@ def devices() -> None:
     whale.init(4)
 
 
-def made(layout: Layout, last: Callable[[Any, Any], Any]) -> tuple[Callable[..., Any], Sequence[Any]]:
+def made(
+    layout: Layout, last: Callable[[Any, Any], Any], accept: Sequence[str] = ()
+) -> tuple[Callable[..., Any], Sequence[Any]]:
     """A pipeline whose last stage is `last(h, code)`, and its variables."""
     variables = weights()
 
-    @whale.function(micro_batches=layout.micro_batches, schedule=layout.schedule)
+    @whale.function(micro_batches=layout.micro_batches, schedule=layout.schedule, accept=accept)
     def step(x: Any, code: Any) -> Any:
         with tf.GradientTape() as tape, whale.replica(layout.replicas):
             with whale.stage():
@@ -94,17 +96,28 @@ def gathering(h: Any, code: Any) -> Any:
 
 
 def branching(h: Any, code: Any) -> Any:
+    """All parts take the branch, since it goes by the largest code of all; one of them has the example that fails."""
     fine = tf.reduce_max(code) < 50
-    return tf.cond(fine, lambda: h, lambda: tf.debugging.check_numerics(h / 0.0, "the branch is not finite"))
+    finite = tf.cast(code < 50, tf.float32)[:, tf.newaxis]
+    return tf.cond(fine, lambda: h, lambda: tf.debugging.check_numerics(h / finite, "the branch is not finite"))
+
+
+def check_codes(code: Any, *_: Any) -> Any:
+    if code.max() > 50:
+        raise ValueError("codes must be below 50")
+    return np.ones([len(code), 1], np.float32)
 
 
 def calling_python(h: Any, code: Any) -> Any:
-    def check(numbers: Any) -> Any:
-        if numbers.max() > 50:
-            raise ValueError("codes must be below 50")
-        return np.float32(1)
+    factors = tf.numpy_function(check_codes, [code, tf.stop_gradient(h)], tf.float32)
+    factors.set_shape([h.shape[0], 1])
+    return h * factors
 
-    return h * tf.ensure_shape(tf.numpy_function(check, [code], tf.float32), [])
+
+def calling_python_once(h: Any, code: Any) -> Any:
+    factors = tf.numpy_function(check_codes, [code], tf.float32)
+    factors.set_shape([h.shape[0], 1])
+    return h * factors
 
 
 # What fails, the start of TensorFlow's message, the operation, the user's line.
@@ -117,7 +130,8 @@ FAILURES = {
     checking_numbers: ("h is not finite : Tensor had Inf", "CheckNumerics", "return tf.debugging.check_numerics"),
     gathering: ("indices[", "GatherV2", "return h * tf.gather"),
     branching: ("the branch is not finite : Tensor had ", "cond/CheckNumerics", "return tf.cond"),
-    calling_python: ("ValueError: codes must be below 50.", "PyFunc", "return h * tf.ensure_shape"),
+    calling_python: ("ValueError: codes must be below 50.", "PyFunc", "factors = "),
+    calling_python_once: ("ValueError: codes must be below 50.", "PyFunc", "factors = "),
 }
 
 
@@ -127,13 +141,46 @@ def test_an_operation_that_fails_tells_its_line_and_its_examples(layout: Layout,
     check_told(layout, last)
 
 
-@pytest.mark.parametrize("last", [branching, calling_python])
-def test_what_fails_in_a_branch_or_in_python_is_told_as_well(last: Callable[..., Any]) -> None:
-    check_told(LAYOUTS[0], last)
+def test_what_fails_in_a_branch_is_told_as_well() -> None:
+    check_told(LAYOUTS[0], branching)
 
 
-def check_told(layout: Layout, last: Callable[..., Any]) -> None:
-    step, variables = made(layout, last)
+@pytest.mark.filterwarnings("ignore:each part of the batch has its own value")
+def test_what_fails_in_python_that_each_part_runs_is_told_as_well() -> None:
+    check_told(LAYOUTS[0], calling_python, accept=("PyFunc",))
+
+
+def test_what_fails_in_python_that_takes_arguments_alone_is_told_as_well() -> None:
+    """It is run once, before the parts."""
+    check_told(replace(LAYOUTS[0], place="in the update, which runs once per step"), calling_python_once)
+
+
+def test_python_on_the_way_to_a_gradient_is_refused() -> None:
+    step, variables = made(LAYOUTS[0], calling_python)
+    accepting, _ = made(LAYOUTS[0], calling_python, accept="PyFunc")
+    line = Source(calling_python).at("factors = ", function="calling_python")
+    before = values(variables)
+    with pytest.raises(whale.PlanError) as refused:
+        step(batch(EXAMPLES), NO_FAULT)
+    assert str(refused.value) == (
+        "a gradient needs several parts of the batch at once.\n"
+        "  'PyFunc' (PyFunc): no rule says how PyFunc depends on its examples\n"
+        "  each part of the batch has only its own examples, and would train with other numbers\n"
+        f"  at {line}\n"
+        '  Use one of these in whale.function: coupling="exact" computes it over the global batch; '
+        "accept=('PyFunc',) takes each part's own value. Or use one replica and micro_batches=1."
+    )
+    for old, new in zip(before, values(variables), strict=True):
+        np.testing.assert_array_equal(new, old)
+    with pytest.warns(UserWarning) as warned:
+        accepting(batch(EXAMPLES), NO_FAULT)
+    assert [str(each.message) for each in warned] == [
+        f"each part of the batch has its own value of what accept= names: 'PyFunc' (at {line})"
+    ]
+
+
+def check_told(layout: Layout, last: Callable[..., Any], accept: Sequence[str] = ()) -> None:
+    step, variables = made(layout, last, accept)
     start, operation, code = FAILURES[last]
 
     def wanted(first: str) -> str:

@@ -9,21 +9,29 @@ TensorFlow's own names count what the process has traced before.
 What a body holds stays as it is: its operations with their names, its control edges, and as effects what TensorFlow
 would run though nothing takes it. Variables are resources in it, as in TensorFlow.
 
-A function that is no acyclic graph of registered operations stays TensorFlow's, under its own name, which it has as
-long as the trace lasts: one with a loop or a function of TensorFlow 1, as old SavedModels have, or that calls itself.
+An operation of TensorFlow 1 that is itself a function's name (`tf.nn.ctc_loss` has them) becomes a call of it. The
+function's name is a hash of what it holds, which may be another at another size, and nodes are named after it:
+
+    Before:  body_JyWEzKApHfs = body_JyWEzKApHfs(argument_0)         its results: body_JyWEzKApHfs:sub:0
+    After:   PartitionedCall = PartitionedCall(argument_0) {f=@while/body/PartitionedCall/f}
+
+A function that is no acyclic graph of operations stays TensorFlow's, under its own name, which it has as long as the
+trace lasts: one with a loop of TensorFlow 1, as old SavedModels have, or that calls itself.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
-from tensorflow.core.framework import function_pb2, node_def_pb2
+from tensorflow.core.framework import function_pb2, graph_pb2, node_def_pb2, op_def_pb2
 from tensorflow.python.framework import (
     func_graph,
     function_def_to_graph,
+    importer,
     op_def_registry,
 )  # private; tried with 2.21
 
@@ -34,6 +42,7 @@ from whale_tf.ir.names import Names
 
 CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 BRANCHES = frozenset({"If", "StatelessIf", "Case", "StatelessCase"})
+LOOPS = frozenset({"While", "StatelessWhile"})
 SHAPELESS = frozenset({"resource", "variant"})
 LOOPS_BACK = "NextIteration"
 # Name other functions, or say only where a function was made.
@@ -57,7 +66,7 @@ class Bodies:
         self.calls = calls
         self._names = names
         self._graph = graph
-        self._definitions = definitions
+        self._library = _Library(definitions)
         self._entered: set[str] = set()
 
     def named_after(self, node: Node, inputs: Sequence[TensorType], outer: str = "") -> Node:
@@ -67,18 +76,45 @@ class Bodies:
           inputs: the types of what it takes.
           outer: the body that it stands in.
         """
+        given = self._given(node, inputs)
 
         def named(attribute: str, name: str) -> str:
-            if name in self._entered or not _is_graph(self._definitions.get(name)):
+            definition = self._library.graph_of(name)
+            if name in self._entered or definition is None:
                 return name
             wanted = f"{outer}/{node.name}/{attribute}" if outer else f"{node.name}/{attribute}"
             new = self._names.unused(wanted, self.calls)
             self._entered.add(name)
-            self.calls[new] = self._translated(self._definitions[name], _given(node, inputs), new)
+            self.calls[new] = self._translated(definition, given, new)
             self._entered.remove(name)
             return new
 
         return with_functions(node, named)
+
+    def _given(self, node: Node, inputs: Sequence[TensorType]) -> Sequence[TensorType]:
+        """What a node hands to its functions, as far as that tells more than they know; empty if it does not."""
+        if node.op in CALLS:
+            return inputs
+        if node.op in BRANCHES:
+            return inputs[1:]
+        if node.op in LOOPS:
+            return self._kept(self._library.graph_of(node.attrs["body"].name), inputs)
+        return ()
+
+    def _kept(self, body: function_pb2.FunctionDef | None, inputs: Sequence[TensorType]) -> Sequence[TensorType]:
+        """What stays true of what a loop hands on from round to round, where its body says no ranks.
+
+        It is what the loop is given, less what the body, given that, does not give back.
+        """
+        if body is None or not any(_is_rankless(kind) for kind in _argument_types(body, ())):
+            return ()
+        kinds = _argument_types(body, inputs)
+        while True:
+            shapes = [attributes.tensor_type(tensor).shape for tensor in self._made(body, kinds).outputs]
+            kept = [kind._replace(shape=_common(kind.shape, shape)) for kind, shape in zip(kinds, shapes, strict=True)]
+            if kept == kinds:
+                return kinds
+            kinds = kept
 
     def _translated(self, definition: function_pb2.FunctionDef, given: Sequence[TensorType], name: str) -> Graph:
         kinds = _argument_types(definition, given)
@@ -117,13 +153,128 @@ class Bodies:
             found = _found(definition, function.graph) if hasattr(function, "graph") else None
             if found is not None:
                 return found
-        shapes = [_tensor_shape(kind) for kind in kinds]
+        made = self._made(definition, kinds)
+        return {proto.name: made.get_operation_by_name(proto.name) for proto in definition.node_def}
+
+    def _made(self, definition: function_pb2.FunctionDef, kinds: Sequence[TensorType]) -> func_graph.FuncGraph:
+        """A graph of the function, for arguments of these types."""
         bare = function_pb2.FunctionDef.FromString(definition.SerializeToString())
         for argument in bare.arg_attr.values():
             argument.attr.pop("_output_shapes", None)  # would be taken in the place of these
-        with self._graph.as_default():
-            made = function_def_to_graph.function_def_to_graph(bare, input_shapes=shapes)
-        return {proto.name: made.get_operation_by_name(proto.name) for proto in definition.node_def}
+        inner = self._library.called_by_name(definition)
+        graph = tf.Graph() if inner else self._graph
+        with graph.as_default():
+            if inner:  # TensorFlow looks in them for the shapes of what they give
+                library = function_pb2.FunctionDefLibrary(function=inner)
+                importer.import_graph_def(graph_pb2.GraphDef(library=library), name="")
+            shapes = [_tensor_shape(kind) for kind in kinds]
+            make = function_def_to_graph.function_def_to_graph
+            return make(bare, input_shapes=shapes, include_library_functions=bool(inner))
+
+
+class _Library:
+    """TensorFlow's functions, with each operation that is a function's name as a call of it."""
+
+    def __init__(self, definitions: Mapping[str, function_pb2.FunctionDef]) -> None:
+        self._definitions = definitions
+        self._plain: dict[str, function_pb2.FunctionDef] = {}
+
+    def graph_of(self, name: str) -> function_pb2.FunctionDef | None:
+        """A function; None if there is none, or it is no acyclic graph of registered operations and calls."""
+        if name in self._definitions and name not in self._plain:
+            definition = self._definitions[name]
+            ops = {proto.op for proto in definition.node_def}
+            by_name = [op for op in ops if op_def_registry.get(op) is None]
+            if LOOPS_BACK not in ops and all(self._is_callable(op) for op in by_name):
+                self._plain[name] = _with_calls(definition, {op: self._definitions[op] for op in by_name})
+        return self._plain.get(name)
+
+    def called_by_name(self, definition: function_pb2.FunctionDef) -> list[function_pb2.FunctionDef]:
+        """All that a function calls, directly or through others, if it calls one by an operation of that name."""
+        known = self._definitions[definition.signature.name]
+        if known is definition:
+            return []
+        return [self.graph_of(name) or self._definitions[name] for name in sorted(self._called(known))]
+
+    def _is_callable(self, name: str) -> bool:
+        """Whether a call can take the place of an operation: of a function of known types, without recursion."""
+        if name not in self._definitions or self._definitions[name].signature.attr:
+            return False
+        names = {name} | self._called(self._definitions[name])
+        return not any(each in self._called(self._definitions[each]) for each in names)
+
+    def _called(self, definition: function_pb2.FunctionDef) -> set[str]:
+        found: set[str] = set()
+        stack = [definition]
+        while stack:
+            for proto in stack.pop().node_def:
+                lists = [[value.func, *value.list.func] for value in proto.attr.values()]
+                names = {proto.op, *(each.name for functions in lists for each in functions)}
+                new = (names & self._definitions.keys()) - found
+                found |= new
+                stack += [self._definitions[name] for name in new]
+        return found
+
+
+def _with_calls(
+    definition: function_pb2.FunctionDef, functions: Mapping[str, function_pb2.FunctionDef]
+) -> function_pb2.FunctionDef:
+    """The function with calls in the place of the operations that are functions' names."""
+    if not functions:
+        return definition
+    made = function_pb2.FunctionDef.FromString(definition.SerializeToString())
+    names = _renamed(definition, functions)
+    places = {
+        proto.name: {result.name: index for index, result in enumerate(functions[proto.op].signature.output_arg)}
+        for proto in definition.node_def
+        if proto.op in functions
+    }
+
+    def moved(text: str) -> str:
+        if text[0] == "^":
+            return f"^{names.get(text[1:], text[1:])}"
+        node, *output = text.split(":")
+        if node in places and output:
+            output = ["output", str(places[node][output[0]])]
+        return ":".join([names[node] if output else node, *output])
+
+    for proto in made.node_def:
+        proto.input[:] = [moved(text) for text in proto.input]
+        proto.name = names[proto.name]
+        proto.attr.pop("_class", None)  # refers to nodes by their old names
+        if proto.op in functions:
+            _become_call(proto, functions[proto.op].signature)
+    for result, text in definition.ret.items():
+        made.ret[result] = moved(text)
+    for effect, name in definition.control_ret.items():
+        made.control_ret[effect] = names.get(name, name)
+    return made
+
+
+def _become_call(proto: node_def_pb2.NodeDef, signature: op_def_pb2.OpDef) -> None:
+    proto.op = _call_of(signature)
+    proto.attr.pop("_disable_call_shape_inference", None)
+    proto.attr["f"].func.name = signature.name
+    proto.attr["Tin"].list.type.extend(argument.type for argument in signature.input_arg)
+    proto.attr["Tout"].list.type.extend(result.type for result in signature.output_arg)
+
+
+def _call_of(signature: op_def_pb2.OpDef) -> str:
+    return "StatefulPartitionedCall" if signature.is_stateful else "PartitionedCall"
+
+
+def _renamed(definition: function_pb2.FunctionDef, functions: Mapping[str, function_pb2.FunctionDef]) -> dict[str, str]:
+    """The nodes' new names: with none of the functions' names in them, nor how TensorFlow counts its uses."""
+    longest_first = "|".join(re.escape(name) for name in sorted(functions, reverse=True))
+    pattern = re.compile(rf"(?<![^/])({longest_first})(_\d+)*(?=[_/]|$)")
+    old = [proto.name for proto in definition.node_def]
+    names, taken = Names(), {*old, *(argument.name for argument in definition.signature.input_arg)}
+    renamed: dict[str, str] = {}
+    for name in old:
+        new = pattern.sub(lambda found: _call_of(functions[found[1]].signature), name)
+        renamed[name] = name if name == new else names.unused(new, taken)
+        taken.add(renamed[name])
+    return renamed
 
 
 class _Defined(NamedTuple):
@@ -175,14 +326,6 @@ def _firsts(proto: node_def_pb2.NodeDef) -> Iterator[tuple[str, int]]:
         first += len(proto.attr[types].list.type) if types else proto.attr[number].i if number else 1
 
 
-def _is_graph(definition: function_pb2.FunctionDef | None) -> bool:
-    """Whether there is a function, of registered operations without cycles."""
-    if definition is None:
-        return False
-    ops = {proto.op for proto in definition.node_def}
-    return LOOPS_BACK not in ops and all(op_def_registry.get(op) is not None for op in ops)
-
-
 def _found(definition: function_pb2.FunctionDef, graph: tf.Graph) -> dict[str, tf.Operation] | None:
     """The function's operations in a graph; None if it is not the function's."""
     found = {}
@@ -195,15 +338,6 @@ def _found(definition: function_pb2.FunctionDef, graph: tf.Graph) -> dict[str, t
             return None
         found[proto.name] = operation
     return found
-
-
-def _given(node: Node, inputs: Sequence[TensorType]) -> Sequence[TensorType]:
-    """What a node hands to its functions, as far as that tells more than they know; empty if it does not."""
-    if node.op in CALLS:
-        return inputs
-    if node.op in BRANCHES:
-        return inputs[1:]
-    return ()  # what a loop takes may change its shape from round to round
 
 
 def _argument_types(definition: function_pb2.FunctionDef, given: Sequence[TensorType]) -> list[TensorType]:
@@ -226,6 +360,17 @@ def _merged(shape: Shape, other: Shape) -> Shape:
     if shape == Shape.unknown or len(shape) != len(other):
         return other
     return Shape(there if size == -1 else size for size, there in zip(shape, other, strict=True))
+
+
+def _common(shape: Shape, other: Shape) -> Shape:
+    """What is true of both shapes."""
+    if Shape.unknown in (shape, other) or len(shape) != len(other):
+        return Shape.unknown
+    return Shape(size if size == there else -1 for size, there in zip(shape, other, strict=True))
+
+
+def _is_rankless(kind: TensorType) -> bool:
+    return kind.shape == Shape.unknown and kind.dtype not in SHAPELESS
 
 
 def _tensor_shape(kind: TensorType) -> tf.TensorShape | None:

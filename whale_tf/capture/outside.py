@@ -48,10 +48,6 @@ class Outside:
         return self._indices[key]
 
 
-def is_large(value: tensor_pb2.TensorProto, examples: int) -> bool:
-    """Whether a constant is to be handed over; one that is as long as the batch differs from trace to trace, and stays.
-
-    Args:
-      examples: the size of the micro-batch that the step was traced at.
-    """
-    return value.ByteSize() > LARGE_BYTES and all(dim.size != examples for dim in value.tensor_shape.dim)
+def is_large(value: tensor_pb2.TensorProto) -> bool:
+    """Whether a constant is to be handed over."""
+    return bool(value.ByteSize() > LARGE_BYTES)

@@ -1,4 +1,4 @@
-"""Traces the step once, at the shape of one micro-batch, and remembers what a GraphDef forgets.
+"""Traces the step and remembers what a GraphDef forgets.
 
 TensorFlow's own tracing does the work. While it runs, four of its entry points are wrapped so that the trace also
 tells: which tensors are gradients and of what, which operations a gradient call made, which forward operation each
@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
-import keras
 import tensorflow as tf
 from tensorflow.python import pywrap_tfe  # private; tried with 2.21
 from tensorflow.python.eager import execute  # private; tried with 2.21
@@ -70,6 +69,8 @@ class Trace:
       calls: the operations a gradient call made, with its number.
       opened: the scopes, in the order they were opened.
       empty_gradients: lines where all gradients of a call were None.
+      may_create: whether variables that the step creates are made.
+      created: how many were.
       depth: how many gradient calls and vectorized loops the trace is inside, while it is made.
     """
 
@@ -82,11 +83,9 @@ class Trace:
     calls: dict[str, int] = field(default_factory=dict)
     opened: tuple[Opened, ...] = ()
     empty_gradients: list[Line] = field(default_factory=list)
+    may_create: bool = False
+    created: int = 0
     depth: int = 0
-
-
-class Restart(BaseException):
-    """Ends a trace early: it is known to be of no use. No `except Exception` of the user's catches it."""
 
 
 def record(
@@ -94,24 +93,24 @@ def record(
     arguments: Any,
     specs: Sequence[tf.TensorSpec],
     name: str,
-    on_open: Callable[[Opened], None] = lambda opened: None,
     *,
     examples: int = 0,
+    may_create: bool = False,
 ) -> Trace:
     """Traces `function`.
 
     Args:
       function: the user's step.
       arguments: a function from the flat list of tensors to (args, kwargs).
-      specs: shape and type of each tensor argument, the batch dim being that of one micro-batch.
+      specs: shape and type of each tensor argument, with the batch it is traced at.
       name: the step's name.
-      on_open: told each scope when it is first opened; may raise Restart.
-      examples: the size of the micro-batch.
+      examples: the size of the batch.
+      may_create: whether variables that the step creates are made; else they are refused.
     Raises:
       CaptureError, VariableError, ScopeError: the step cannot be traced into one flat graph.
     """
     graph = func_graph.FuncGraph(name)
-    trace = Trace(graph)
+    trace = Trace(graph, may_create=may_create)
     placeholders: list[tf.Tensor] = []
 
     def body() -> Any:
@@ -121,7 +120,7 @@ def record(
         args, kwargs = arguments(placeholders)
         return autograph_util.py_func_from_autograph(function)(*args, **kwargs)
 
-    with TRACING, scopes.recording(on_open) as record_of_scopes, _instrumented(trace, examples):
+    with TRACING, scopes.recording() as record_of_scopes, _instrumented(trace, examples):
         try:
             func_graph.func_graph_from_py_func(name, body, (), {}, func_graph=graph)
         except WhaleError:
@@ -197,9 +196,7 @@ def _instrumented(trace: Trace, examples: int) -> Iterator[None]:
         stack.enter_context(patch(execute, "record_gradient", _naming(execute.record_gradient, here)))
         inline = _inlining(polymorphic_function.Function.__call__, here)
         stack.enter_context(patch(polymorphic_function.Function, "__call__", inline))
-        optimizer = keras.optimizers.Optimizer
-        stack.enter_context(patch(optimizer, "apply", _built(optimizer.apply, here)))
-        with tf.variable_creator_scope(_refuse_variable(trace)):
+        with tf.variable_creator_scope(_creating(trace)):
             yield
 
 
@@ -342,31 +339,31 @@ def _converted(spec: Any, value: Any) -> Any:
     return tf.convert_to_tensor(value, spec.dtype) if isinstance(spec, tf.TensorSpec) else value
 
 
-def _built(original: Callable[..., Any], here: Callable[[], bool]) -> Callable[..., Any]:
-    """A Keras optimizer's `apply` that refuses to build it: stopped in the middle, it could never be built again."""
+def _creating(trace: Trace) -> Callable[..., Any]:
+    """A creator of variables: in the first trace they are made outside the graph, afterwards they are refused."""
 
-    def apply(self: Any, grads: Any, trainable_variables: Any = None) -> Any:
-        if here() and not self.built:
-            raise VariableError(
-                f"optimizer '{self.name}' has no variables yet, and the step would create them",
-                details=["a step is traced once and run many times; a variable must exist before"],
-                at=[scopes.user_line()],
-                way_out="Call optimizer.build(model.trainable_variables) before the step.",
-            )
-        return original(self, grads, trainable_variables)
-
-    return apply
-
-
-def _refuse_variable(trace: Trace) -> Callable[..., Any]:
     def create(next_creator: Callable[..., Any], **kwargs: Any) -> Any:
         if tf.executing_eagerly() or ops.get_default_graph() is not trace.graph:
             return next_creator(**kwargs)
+        value = kwargs.get("initial_value")
+        known = tf.get_static_value(value) if isinstance(value, tf.Tensor) else value
+        if trace.may_create and known is not None:
+            trace.created += 1
+            with tf.init_scope():
+                return next_creator(**{**kwargs, "initial_value": known})
+        name = kwargs.get("name") or "Variable"
+        if trace.may_create:
+            raise VariableError(
+                f"variable '{name}' is created inside the step, from a value that is computed there",
+                details=["a step is traced once and run many times; a variable must have its first value before"],
+                at=[scopes.user_line()],
+                way_out="Give it a function that makes its first value, or create it before the step.",
+            )
         raise VariableError(
-            f"variable '{kwargs.get('name') or 'Variable'}' is created inside the step",
-            details=["a step is traced once and run many times; a variable must exist before"],
+            f"variable '{name}' is created at every call of the step",
+            details=["a step is traced once and run many times; variables are made in the first call, and kept"],
             at=[scopes.user_line()],
-            way_out="Create it before the step: build a model by calling it on a first batch.",
+            way_out="Keep it: create it before the step, or only if it is not there yet (`if self.v is None:`).",
         )
 
     return create

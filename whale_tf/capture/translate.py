@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.ops import handle_data_util  # private; tried with 2.21
 
 from whale_tf.capture import attributes
 from whale_tf.capture.bodies import Bodies
@@ -24,9 +25,8 @@ from whale_tf.capture.outside import Outside, is_large
 from whale_tf.capture.record import Marker, Trace
 from whale_tf.capture.variable_ops import RULES, Emit, has_effects, scratch_call
 from whale_tf.ir.functions import called, functions_of
-from whale_tf.ir.graph import Graph, Node, Ref
+from whale_tf.ir.graph import Graph, Node, Ref, Shape, TensorType
 from whale_tf.ir.names import Names
-from whale_tf.ir.reductions import depends_on_examples, loss_kind
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,15 @@ class CapturedStep:
     trace: Trace
 
 
-def translate(trace: Trace, batch: Sequence[bool], examples: int, outside: Outside) -> CapturedStep:
+def translate(trace: Trace, batch: Sequence[bool], outside: Outside) -> CapturedStep:
     """Turns a trace into a step.
 
     Args:
       trace: what `record` gave.
       batch: for each tensor argument, whether its dim 0 is the batch.
-      examples: the size of the micro-batch it was traced at.
       outside: what the step's traces so far take from outside; added to.
     """
-    return _Translation(trace, batch, examples, outside).run()
+    return _Translation(trace, batch, outside).run()
 
 
 @dataclass(frozen=True)
@@ -86,10 +85,9 @@ class BareVariable:
 class _Translation:
     """The state of one translation: where each TensorFlow tensor has gone, and each variable's value so far."""
 
-    def __init__(self, trace: Trace, batch: Sequence[bool], examples: int, outside: Outside) -> None:
+    def __init__(self, trace: Trace, batch: Sequence[bool], outside: Outside) -> None:
         self.trace = trace
         self.outside = outside
-        self.examples = examples
         self.batch = batch
         self.graph_def = trace.graph.as_graph_def()
         self.calls: dict[str, Graph] = {}
@@ -148,12 +146,23 @@ class _Translation:
         if proto.op in PASS_THROUGH:
             self.tensors.update({(proto.name, index): ref for index, ref in enumerate(inputs) if ref is not None})
             return False
-        if proto.op == "Const" and is_large(proto.attr["value"].tensor, self.examples):
+        if proto.op == "VariableShape":
+            self._shape_of_handle(proto, operation)
+            return False
+        if proto.op == "Const" and is_large(proto.attr["value"].tensor):
             self._boundary(proto.name, "Captured", index=self.outside.index_of_constant(proto.attr["value"].tensor))
             return False
         node = self._node(proto, operation, [ref for ref in inputs if ref is not None])
         self._add(node)
         return (node.stateful and not node.outputs) or has_effects(node, self.calls)
+
+    def _shape_of_handle(self, proto: Any, operation: Any) -> None:
+        """The shape of a variable whose handle a loop gives back: that is known."""
+        data = handle_data_util.get_resource_handle_data(operation.inputs[0]).shape_and_type[0].shape
+        kind = attributes.tensor_type(operation.outputs[0])
+        value = tuple(dim.size for dim in data.dim)
+        attrs = {"dtype": kind.dtype, "value": value, "shape": Shape((len(value),))}
+        self._add(Node(proto.name, "Const", attrs=attrs, outputs=(TensorType(kind.dtype, Shape((len(value),))),)))
 
     def _translate_variable_op(
         self, proto: Any, operation: Any, inputs: list[Ref | None], handles: dict[int, str]
@@ -175,16 +184,11 @@ class _Translation:
         marker: Marker = self.markers[proto.name]
         variable = self.keys.get(id(marker.source))
         names = [key for key, value in self.variables.items() if value is variable]
-        targets = [self.tensors[target, 0] for target in self.trace.targets[marker.call]]
-        so_far = Graph(self.nodes)
-        of_examples = marker.tensor is not None and depends_on_examples(so_far, self.tensors[marker.tensor].node)
         attrs = {
             "call": marker.call,
             "part": marker.part.encode(),
             "variable": (names or [""])[0].encode(),
             "partner": marker.partner.encode(),
-            "target": loss_kind(so_far, targets[0], self.examples).encode() if targets else b"",
-            "of_examples": of_examples,
         }
         given = self.nodes[inputs[0].node].outputs[inputs[0].index]  # type: ignore[union-attr]
         made_by = self.trace.calls.get(proto.name, 0) if marker.part == "adjoint" else 0
@@ -245,7 +249,11 @@ class _Translation:
             self.current[key] = Ref(node_name)
             return
         op = "Handle" if external.dtype in (tf.resource, tf.variant) else "Captured"
-        self._boundary(name, op, index=self.outside.index_of(external))
+        index = self.outside.index_of(external)
+        kind = attributes.tensor_type(self.trace.graph.get_operation_by_name(name).outputs[0])
+        named = self.node_names.unused(f"{op.lower()}_{index}", self.nodes)  # TensorFlow's name counts all captures
+        self.nodes[named] = Node(named, op, attrs={"index": index}, outputs=(kind,))
+        self.tensors[name, 0] = Ref(named)
 
     def _boundary(self, name: str, op: str, **attrs: Any) -> None:
         operation = self.trace.graph.get_operation_by_name(name)

@@ -6,8 +6,8 @@ Devices are handed out replica by replica, in the cluster's order, so that one r
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, chain
 
@@ -58,6 +58,14 @@ class Layout:
     def replicas(self) -> int:
         """How many replicas there are."""
         return len(self.shares)
+
+    def with_replicas(self, count: int) -> Layout:
+        """The layout with its first replicas only, whose shares sum to 1; the other devices are left idle."""
+        shares = self.shares[:count]
+        idle = self.idle + (self.replicas - count) * self.rows
+        return replace(
+            self, shares=tuple(share / sum(shares) for share in shares), places=self.places[:count], idle=idle
+        )
 
     @property
     def rows(self) -> int:
@@ -179,6 +187,30 @@ def lay_out(request: Request, cluster: Cluster, schedule: str) -> Layout:
     return Layout(
         tuple(share / whole for share in shares), names, places, devices, idle, processes if any(processes) else ()
     )
+
+
+def fit_batch(
+    layout: Layout, micro_batches: int, examples: int, cut: Callable[[Layout, int], tuple[tuple[int, ...], ...]]
+) -> tuple[Layout, tuple[tuple[int, ...], ...]]:
+    """As many replicas and micro-batches as there are examples for, and how many examples each micro-batch holds.
+
+    Args:
+      micro_batches: of each replica, at most.
+      examples: the global batch.
+      cut: divides the batch for a layout and a number of micro-batches.
+    Raises:
+      BatchError: no input carries a batch.
+    """
+    replicas = max(1, min(layout.replicas, examples)) if examples else layout.replicas
+    while True:
+        fewer = layout if replicas == layout.replicas else layout.with_replicas(replicas)
+        for count in range(max(1, min(micro_batches, examples // replicas if examples else micro_batches)), 0, -1):
+            try:
+                return fewer, cut(fewer, count)
+            except BatchError:
+                if not examples or (replicas, count) == (1, 1):
+                    raise
+        replicas -= 1
 
 
 def cut_batch(

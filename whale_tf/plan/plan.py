@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +14,7 @@ from rich.console import RenderableType
 from whale_tf._protos import plan_pb2
 from whale_tf.errors import PlanError
 from whale_tf.ir.graph import Ref
+from whale_tf.ir.sharding import Value
 from whale_tf.plan.grid import Action, Grid
 from whale_tf.plan.layout import Layout
 from whale_tf.plan.stage_cost import StageCost
@@ -27,7 +29,6 @@ class Plan:
       layout: the devices of each replica and stage.
       sizes: for each replica, how many examples each micro-batch holds.
       schedule: the schedule's name.
-      loss: `mean` or `sum`: what the loss is over the examples.
       grid: the order of actions on each device of a replica.
       forward_grid: the same for phases that have no backward.
       stage_of: the stage of every operation that runs per micro-batch.
@@ -35,12 +36,13 @@ class Plan:
         of the layout's groups of replicas, or only one if it must not run twice.
       owner: the devices that own each trained variable, one in each group.
       home_of: the device where the user's variable is, in the first process; elsewhere it is on its counterpart.
-      merges: how per-micro-batch values become the step's.
+      merges: the states of what micro-batches have and the step needs whole; of a gradient, by its marker.
       stages: the cost of each stage.
       buckets: gradients that are reduced together over the replicas, by the names of their markers.
       unmirrored: variables that the step brings up to date only in the processes that use them.
       collective: the buckets, by index, that the devices of a process reduce by a collective; the others are
         sent to the owner, which adds them.
+      values: the states of the step's tensors over the parts of the batch; one that is not listed is whole.
     Raises:
       PlanError: the fields contradict each other.
     """
@@ -48,18 +50,18 @@ class Plan:
     layout: Layout
     sizes: tuple[tuple[int, ...], ...]
     schedule: str
-    loss: str
     grid: Grid
     forward_grid: Grid
     stage_of: Mapping[str, int]
     device_of: Mapping[str, tuple[int, ...]]
     owner: Mapping[str, tuple[int, ...]]
     home_of: Mapping[str, int]
-    merges: Mapping[Ref, str]
+    merges: Mapping[Ref, Value]
     stages: tuple[StageCost, ...]
     buckets: tuple[tuple[str, ...], ...] = ()
     unmirrored: tuple[str, ...] = ()
     collective: tuple[int, ...] = ()
+    values: Mapping[Ref, Value] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         wrong = list(self._contradictions())
@@ -84,8 +86,6 @@ class Plan:
             for index in self.collective
             if not 0 <= index < len(self.buckets)
         )
-        if self.loss not in ("mean", "sum"):
-            yield f"the loss is '{self.loss}', and must be 'mean' or 'sum'"
         yield from (
             f"the stage of '{name}' is {stage}, and there are {stages}"
             for name, stage in self.stage_of.items()
@@ -172,6 +172,11 @@ class Plan:
         """64 hexadecimal digits, equal for equal plans; only to be compared under the same release of protobuf."""
         return hashlib.sha256(self.to_proto().SerializeToString(deterministic=True)).hexdigest()
 
+    def states(self, pattern: str = "") -> dict[str, str]:
+        """The states over the parts of the batch of the tensors whose names a regular expression is found in."""
+        found = re.compile(pattern)
+        return {str(ref): str(value) for ref, value in self.values.items() if found.search(str(ref))}
+
     def __str__(self) -> str:
         return print_plan(self)
 
@@ -184,16 +189,14 @@ class Plan:
             layout=_layout_message(self.layout),
             sizes=[plan_pb2.Sizes(examples=row) for row in self.sizes],
             schedule=self.schedule,
-            loss=self.loss,
             grid=_grid_message(self.grid),
             forward_grid=_grid_message(self.forward_grid),
             stage_of=self.stage_of,
             device_of=_places_message(self.device_of),
             owner=_places_message(self.owner),
             home_of=self.home_of,
-            merges=[
-                plan_pb2.Merge(node=ref.node, index=ref.index, how=how) for ref, how in sorted(self.merges.items())
-            ],
+            merges=_values_message(self.merges),
+            states=_values_message(self.values),
             stages=[plan_pb2.Stage(**dataclasses.asdict(stage)) for stage in self.stages],
             buckets=[
                 plan_pb2.Bucket(markers=markers, collective=index in self.collective)
@@ -215,18 +218,18 @@ class Plan:
             _layout(message.layout),
             tuple(tuple(row.examples) for row in message.sizes),
             message.schedule,
-            message.loss,
             _grid(message.grid),
             _grid(message.forward_grid),
             dict(sorted(message.stage_of.items())),
             _places(message.device_of),
             _places(message.owner),
             dict(sorted(message.home_of.items())),
-            {Ref(merge.node, merge.index): merge.how for merge in message.merges},
+            _values(message.merges),
             tuple(StageCost(*(getattr(stage, name) for name in costs)) for stage in message.stages),
             tuple(tuple(bucket.markers) for bucket in message.buckets),
             tuple(message.unmirrored),
             tuple(index for index, bucket in enumerate(message.buckets) if bucket.collective),
+            _values(message.states),
         )
 
 
@@ -259,6 +262,14 @@ def _places_message(places: Mapping[str, tuple[int, ...]]) -> dict[str, plan_pb2
 
 def _places(message: Mapping[str, plan_pb2.Places]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(message[name].devices) for name in sorted(message)}
+
+
+def _values_message(values: Mapping[Ref, Value]) -> list[plan_pb2.Merge]:
+    return [plan_pb2.Merge(node=ref.node, index=ref.index, value=str(value)) for ref, value in sorted(values.items())]
+
+
+def _values(message: Iterable[plan_pb2.Merge]) -> dict[Ref, Value]:
+    return {Ref(each.node, each.index): Value.parse(each.value) for each in message}
 
 
 def _grid_message(grid: Grid) -> plan_pb2.Grid:

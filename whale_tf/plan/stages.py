@@ -26,7 +26,7 @@ def assign_stages(
     Raises:
       PlanError: forward data flows to an earlier stage.
     """
-    micro = [node for node in graph if roles.per_micro_batch(node.name) and node.op not in ("Input", "Variable")]
+    micro = [node for node in graph if roles.per_micro_batch(node.name) and node.op not in ("Input", "Piece")]
     if stages == 1:
         return {node.name: 0 for node in micro}
     forward = [node for node in micro if node.name not in roles.backward]

@@ -12,6 +12,7 @@ From the text of one:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from io import StringIO
 from itertools import groupby
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from whale_tf.plan.plan import Plan
 
 WIDTH = 120
+SHOWN_STATES = 4
 GRID_WIDTH = 100
 _NOTE = "FLOPs, in, out and residuals: of the largest micro-batch. Live activations: the most kept at the same time."
 _ACTION_STYLES = {r"\d+F\d+": "green", r"\d+[BI]\d+": "blue", r"\d+W\d+": "magenta"}
@@ -48,7 +50,17 @@ def draw_plan(plan: Plan) -> RenderableType:
     idle = _idle(plan)
     if idle:
         parts += [Text(f"idle: {', '.join(idle)}", style="yellow"), ""]
+    if plan.values:
+        parts += [Text(_states(plan)), ""]
     return Group(*parts, _schedule(plan))
+
+
+def _states(plan: Plan) -> str:
+    """How many values are what over the parts of the batch, and how many of them are merged."""
+    counts = Counter(str(value) for value in plan.values.values())
+    listed = ", ".join(f"{count} {state}" for state, count in counts.most_common(SHOWN_STATES))
+    more = f" and {len(counts) - SHOWN_STATES} other states" if len(counts) > SHOWN_STATES else ""
+    return f"values: {listed}{more}; {len(plan.merges)} are merged"
 
 
 def _decisions(plan: Plan) -> Iterator[str]:
@@ -58,7 +70,6 @@ def _decisions(plan: Plan) -> Iterator[str]:
     yield _counted(len(plan.layout.stages), "stage")
     yield _counted(plan.micro_batches, "micro-batch", "es") + (f" of {_sizes(plan.sizes)}" if plan.examples else "")
     yield f"schedule {plan.schedule} (bubble {check_grid(plan.grid).bubble:.0%})"
-    yield f"loss {plan.loss}"
     yield f"global batch {plan.examples}" if plan.examples else "no batch"
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -28,19 +29,7 @@ from whale_tf.rewrite.merge import Merging
 from whale_tf.rewrite.placed import HOST, Placed
 from whale_tf.rewrite.program import Program
 
-
-@dataclass(frozen=True)
-class Variant:
-    """The step at one size of micro-batch.
-
-    Attributes:
-      graph: what is not the same at every size and depends on no example has a name of its own (see `tell_apart`).
-      functions: its stage functions.
-    """
-
-    graph: Graph
-    roles: Roles
-    functions: Mapping[Key, StageFunction]
+Functions = Mapping[Key, StageFunction]
 
 
 @dataclass
@@ -48,23 +37,23 @@ class Binder:
     """The main graph under construction.
 
     Attributes:
-      graph: the step at the size of its largest micro-batch.
-      variants: the step at each size of micro-batch.
+      graph: the step, at the global batch.
+      variants: its stage functions at each size of micro-batch.
       fed: whether a process gets its own replicas' examples only, in the place of the global batch.
     """
 
     graph: Graph
     roles: Roles
     plan: Plan
-    variants: Mapping[int, Variant]
+    variants: Mapping[int, Functions]
     fed: bool = False
     nodes: dict[str, Node] = field(default_factory=dict)
     micro: dict[tuple[Ref, int, int], Placed] = field(default_factory=dict)
     step: dict[tuple[Ref, str, int], Placed] = field(default_factory=dict)
     copies: dict[tuple[Ref, int], Ref] = field(default_factory=dict)
-    state: dict[tuple[str, int], tuple[Ref, int]] = field(default_factory=dict)
     sums: dict[tuple[str, int], list[Placed]] = field(default_factory=dict)
     last_call: dict[int, str] = field(default_factory=dict)
+    turns: dict[str, str] = field(default_factory=dict)
     names: Names = field(default_factory=Names)
     ids: int = 0
 
@@ -83,7 +72,7 @@ class Binder:
         names = {
             self.name_of(function.key, size): function
             for size, variant in self.variants.items()
-            for function in variant.functions.values()
+            for function in variant.values()
         }
         layout = self.plan.layout
         return Program(main, names, layout.devices, self.inline, layout.processes, self.fed, self.ids)
@@ -95,7 +84,7 @@ class Binder:
         A table is used on the host even where a replica is elsewhere, which only a call keeps apart; and TensorFlow
         puts all that handles one list of a loop on one device, its forward and backward.
         """
-        functions = [function for variant in self.variants.values() for function in variant.functions.values()]
+        functions = [function for variant in self.variants.values() for function in variant.values()]
         passed = (graph.type_of(ref) for graph in (function.graph for function in functions) for ref in _passed(graph))
         return self.plan.inline and all(kind.dtype not in NO_VALUES for kind in passed)
 
@@ -103,17 +92,11 @@ class Binder:
         """The name of a stage function for one size of micro-batch."""
         return f"{key}/{size}" if len(self.variants) > 1 else str(key)
 
-    def node(self, name: str) -> Node:
-        """A node of the step that depends on no example, or on all: of whatever size it was traced at."""
-        if name in self.graph:
-            return self.graph[name]
-        return next(variant.graph[name] for variant in self.variants.values() if name in variant.graph)
-
     def copyable(self, node: Node) -> bool:
         """Whether any device may compute the node for itself: it is stateless and depends on no example."""
         if node.stateful or node.op in BOUNDARY_OPS | ALIAS_OPS or node.name in self.plan.device_of:
             return False
-        return node.name not in self.graph or self.roles.phase[node.name] == FREE
+        return self.roles.phase[node.name] == FREE
 
     # Nodes
 
@@ -162,7 +145,7 @@ class Binder:
 
     def _actions(self, phase: int) -> None:
         """The calls of one phase, clock step by clock step, so that what an action takes was added before."""
-        keys = {key for variant in self.variants.values() for key in variant.functions if key.phase == phase}
+        keys = {key for variant in self.variants.values() for key in variant if key.phase == phase}
         if not keys:
             return
         grid = self.plan.grid if any(key.kind != "F" for key in keys) else self.plan.forward_grid
@@ -182,8 +165,7 @@ class Binder:
     def _call(self, phase: int, action: Action, replica: int) -> None:
         i, key = action.micro_batch, Key(phase, action.stage, action.kind)
         size = self.plan.sizes[replica][i]
-        variant = self.variants[size]
-        function = variant.functions.get(key)
+        function = self.variants[size].get(key)
         if function is None:
             return
         device = self.plan.layout.device_of(replica, action.stage)
@@ -202,8 +184,6 @@ class Binder:
         self.last_call[device] = call
         for index, ref in enumerate(function.results):
             self.micro[ref, replica, i] = Placed(Ref(call, index), device)
-            if variant.graph[ref.node].op == "Write":
-                self.state[variable_of(variant.graph[ref.node]), replica] = (ref, i)
         for index, marker in enumerate(function.sums, len(function.results)):
             given = self.sums.setdefault((marker, replica), [])
             if self.plan.micro_batches > 1 and self.graph[marker].attrs["part"] == b"dense":
@@ -217,30 +197,24 @@ class Binder:
             return self.move(self.micro[source.ref, replica, i], device)
         if source.kind == "slice":
             return self.move(self.inputs.slice(source.ref, replica, i, device), device)
-        if source.kind == "state":
-            if (source.name, replica) not in self.state:
-                return self.step_on(self.variable(source.name), device)
-            ref, last = self.state[source.name, replica]
-            return self.move(self.micro[ref, replica, last], device)
         if source.kind == "sum":
             before = self.sums.get((source.name, replica))
             return (
                 self.move(before[0], device) if before else self._zero(self.graph[source.name].outputs[0].dtype, device)
             )
         if source.kind == "weight":
-            return self.constant(self.plan.weight(replica, i), DType("float32"), device)
+            weight = self.plan.weight(replica, i) ** float(Fraction(source.name))
+            return self.constant(weight, DType("float64"), device)
         if source.kind == "draw":
             return self.constant(replica * self.plan.micro_batches + i, DType("int32"), device)
+        if source.kind == "first":
+            return self.constant(self.plan.offset(replica, i), DType("int64"), device)
         if source.kind == "seed":
             return self.move(self._seed(source.name), device)
         raise InternalError(
             f"'{function.key}' takes an argument of unknown kind '{source.kind}'",
             way_out="Extend bind.Binder._argument.",
         )
-
-    def variable(self, name: str) -> Ref:
-        """The node of a variable's first value."""
-        return next(Ref(node.name) for node in self.graph if node.op == "Variable" and variable_of(node) == name)
 
     def constant(self, value: float | int | Sequence[int], dtype: DType, device: int) -> Ref:
         """A Const on a device."""
@@ -272,15 +246,15 @@ class Binder:
 
     def step_on(self, ref: Ref, device: int) -> Ref:
         """A value of the step on a device; what depends on no example is computed there anew."""
-        if not self.copyable(self.node(ref.node)):
+        if not self.copyable(self.graph[ref.node]):
             return self.move(self.step_value(ref, device), device)
         stack = [ref.node]
         while stack:
-            here = self.node(stack[-1])
+            here = self.graph[stack[-1]]
             if (Ref(here.name), device) in self.copies:
                 stack.pop()
                 continue
-            inside = [r for r in here.inputs if self.copyable(self.node(r.node))]
+            inside = [r for r in here.inputs if self.copyable(self.graph[r.node])]
             missing = [r.node for r in inside if (Ref(r.node), device) not in self.copies]
             if missing:
                 stack.extend(missing)
@@ -296,7 +270,7 @@ class Binder:
 
     def step_value(self, ref: Ref, near: int) -> Placed:
         """A value of the step where the plan computes it, the one that is nearest to a device."""
-        node = self.node(ref.node)
+        node = self.graph[ref.node]
         place = self._place(node, near)
         key = (Ref(ref.node), *place)
         if key not in self.step:
@@ -318,7 +292,7 @@ class Binder:
             return self.inputs.taken(node, index)
         if node.name in self.roles.markers:
             return self.merging.gradient(node, index)
-        if node.name in self.graph and self.roles.per_micro_batch(node.name):
+        if self.roles.per_micro_batch(node.name):
             return self.merging.value(Ref(node.name))
         device = self.plan.device_of.get(node.name, (HOST,))[index]
         inputs = [self._step_input(ref, device) for ref in node.inputs]
@@ -326,11 +300,15 @@ class Binder:
             return Placed(inputs[0], device)
         name = f"{node.name}/group{index}" if index else node.name
         made = self.add(name, node.op, inputs, node.outputs, device, **node.attrs)
-        self.nodes[made.node] = self.nodes[made.node].with_(stateful=node.stateful)
+        turn = [self.turns[ref.node] for ref in node.inputs if node.stateful and ref.node in self.turns]
+        self.nodes[made.node] = self.nodes[made.node].with_(stateful=node.stateful, control=tuple(turn))
+        if node.stateful:
+            self.turns.update({ref.node: made.node for ref in node.inputs if self.graph[ref.node].op == "Handle"})
         return Placed(made, device)
 
     def _step_input(self, ref: Ref, device: int) -> Ref:
-        if self.roles.per_micro_batch(ref.node) and self.graph[ref.node].op != "Variable":
+        whole = self.graph[ref.node].op == "Input" and not self.fed
+        if self.roles.per_micro_batch(ref.node) and not whole:
             return self.move(self.merging.value(ref), device)
         return self.step_on(ref, device)
 

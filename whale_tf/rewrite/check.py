@@ -14,14 +14,16 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from whale_tf.errors import InternalError
 from whale_tf.ir.graph import ALIAS_OPS, BOUNDARY_OPS, Graph, Node, Ref
+from whale_tf.ir.sizes import Sizes
+from whale_tf.plan.answers import RANDOM
 from whale_tf.plan.plan import Plan
-from whale_tf.plan.roles import FREE, Roles, variable_of
-from whale_tf.rewrite.bind import Variant
+from whale_tf.plan.roles import FREE, Roles
+from whale_tf.plan.rules import shape_operands
+from whale_tf.rewrite.bind import Functions
 from whale_tf.rewrite.check_calls import Calls
 from whale_tf.rewrite.check_transfers import faulty_transfers
 from whale_tf.rewrite.check_values import Correspondence
 from whale_tf.rewrite.cut import Key, StageFunction
-from whale_tf.rewrite.fold_random import SEEDS
 from whale_tf.rewrite.program import Program
 
 _SHOWN_OFFENDERS = 20
@@ -31,14 +33,16 @@ def check(
     graph: Graph,
     roles: Roles,
     plan: Plan,
-    variants: Mapping[int, Variant],
+    sizes: Sizes,
+    variants: Mapping[int, Functions],
     program: Program,
 ) -> None:
     """Refuses a program that is not the user's step under this plan.
 
     Args:
-      graph: the step at the size of its largest micro-batch.
-      variants: the step at each size of micro-batch, with its stage functions.
+      graph: the step at the global batch, with its changes of state.
+      sizes: what it is at other sizes.
+      variants: its stage functions at each size of micro-batch.
       program: what `bind` made of them; `ir.verify` has accepted its graphs.
     Raises:
       InternalError: with the offenders, and how many there are.
@@ -46,11 +50,10 @@ def check(
     offenders = list(faulty_transfers(plan, program))
     needed = _needed(graph)
     for size, variant in variants.items():
-        here = needed if variant.graph is graph else _needed(variant.graph)
-        offenders += _wrong_stages(variant, here, f" for {size} examples" if len(variants) > 1 else "")
-        for function in variant.functions.values():
-            offenders += _wrong_inputs(variant.graph, function)
-    calls = Calls(plan, variants, program)
+        offenders += _wrong_stages(graph, roles, variant, needed, f" for {size} examples" if len(variants) > 1 else "")
+        for function in variant.values():
+            offenders += _wrong_inputs(graph, function, sizes, size)
+    calls = Calls(graph, plan, variants, program)
     offenders += calls.faults()
     correspondence = Correspondence(calls, graph, roles)
     offenders += correspondence.faults()
@@ -76,40 +79,42 @@ def _needed(graph: Graph) -> list[str]:
     return [name for name in graph.nodes if name in found]
 
 
-def _wrong_stages(variant: Variant, needed: Iterable[str], size: str) -> Iterator[str]:
+def _wrong_stages(graph: Graph, roles: Roles, functions: Functions, needed: Iterable[str], size: str) -> Iterator[str]:
     """Operations that run per micro-batch and are not in exactly one function; others that are in one."""
-    graph, roles, parts = variant.graph, variant.roles, variant.functions
     where: dict[str, list[Key]] = {}
-    for key, function in parts.items():
+    for key, function in functions.items():
         for node in function.graph:
             if node.name in graph and node.op != "Argument":
                 where.setdefault(node.name, []).append(key)
     for name in needed:
         node, keys = graph[name], where.get(name, [])
-        if node.op in BOUNDARY_OPS or node.op in ALIAS_OPS:
+        if node.op in BOUNDARY_OPS or node.op in ALIAS_OPS or node.op == "Piece":
             continue
         if roles.per_micro_batch(name):
             if len(keys) != 1:
                 yield f"{_title(node)} runs per micro-batch and is in {_listed(keys)}{size}"
-            elif name in graph.effects and name not in parts[keys[0]].graph.effects:
+            elif name in graph.effects and name not in functions[keys[0]].graph.effects:
                 yield f"{_title(node)} is an effect of the step and none of {keys[0]}{size}"
         elif keys and (node.stateful or roles.phase[name] != FREE):
             yield f"{_title(node)} runs once per step and is in {_listed(keys)}{size}"
 
 
-def _wrong_inputs(graph: Graph, function: StageFunction) -> Iterator[str]:
+def _wrong_inputs(graph: Graph, function: StageFunction, sizes: Sizes, size: int) -> Iterator[str]:
     """Operations of a stage function that take something else than in the step; results that are another tensor."""
     for node in function.graph:
         target = graph.nodes.get(node.name)
-        if target is None or node.op in SEEDS or node.op == "Argument":
+        if target is None or target.op in RANDOM or node.op == "Argument":
             continue
-        weighted = (target.op, node.op) == ("Gradient", "Mul")  # an inner gradient, weighted by its share
-        if not weighted and (node.op != target.op or len(node.inputs) != len(target.inputs)):
+        scaled = (target.op, node.op) in (("Scale", "Mul"), ("Shift", "AddV2"))
+        if not scaled and (node.op != target.op or len(node.inputs) != len(target.inputs)):
             yield f"{_title(target)} is {node.op} with {len(node.inputs)} inputs in {function.key}"
             continue
         for position, (given, wanted) in enumerate(zip(node.inputs, target.inputs, strict=False)):
-            if not _stands_for(graph, function, given, wanted):
-                yield f"input {position} of {_title(target)} is '{wanted}' in the step and '{given}' in {function.key}"
+            if _stands_for(graph, function, given, wanted) or _says_size(
+                function, given, target, position, sizes, size
+            ):
+                continue
+            yield f"input {position} of {_title(target)} is '{wanted}' in the step and '{given}' in {function.key}"
     given_count, results, sums = len(function.graph.outputs), len(function.results), len(function.sums)
     if given_count != results + sums:
         yield f"{function.key} gives {given_count} tensors for {results} results and {sums} sums"
@@ -123,17 +128,22 @@ def _stands_for(graph: Graph, function: StageFunction, given: Ref, wanted: Ref) 
     node = function.graph[given.node]
     if node.op != "Argument":
         return given == wanted
-    source = function.arguments[node.attrs["index"]]
-    if source.kind == "state":
-        target = graph[wanted.node]
-        return target.op in ("Variable", "Write") and bool(variable_of(target) == source.name)
-    return bool(source.ref == wanted)
+    return bool(function.arguments[node.attrs["index"]].ref == wanted)
+
+
+def _says_size(function: StageFunction, given: Ref, target: Node, position: int, sizes: Sizes, size: int) -> bool:
+    """Whether a constant says a shape, as it is at this size."""
+    node = function.graph[given.node]
+    if node.op != "Const" or position not in shape_operands(target.op) or target.name not in sizes.graph:
+        return False
+    wanted = sizes.operand_at(target.name, position, size)
+    return wanted is not None and bool(tuple(wanted.ravel().tolist()) == node.attrs["value"])
 
 
 def _wrong_copies(
     once: Iterable[Node],
     roles: Roles,
-    variants: Mapping[int, Variant],
+    variants: Mapping[int, Functions],
     program: Program,
     images: Mapping[str, Mapping[str, None]],
     groups: int,
@@ -142,7 +152,7 @@ def _wrong_copies(
 
     What has no effect may be once in each group of replicas.
     """
-    functions = [function for variant in variants.values() for function in variant.functions.values()]
+    functions = [function for variant in variants.values() for function in variant.values()]
     somewhere = {node.name for function in functions for node in function.graph}
     for node in once:
         copies = list(images.get(node.name, ()))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from math import isclose
 from typing import NamedTuple
 
 from whale_tf.errors import ScheduleError
-from whale_tf.ir.graph import Node, Ref
+from whale_tf.ir.graph import Graph, Node, Ref
 from whale_tf.plan.grid import Action
 from whale_tf.plan.plan import Plan
-from whale_tf.plan.roles import variable_of
-from whale_tf.rewrite.bind import Variant
+from whale_tf.rewrite.bind import Functions
 from whale_tf.rewrite.check_transfers import reductions, sends
 from whale_tf.rewrite.cut import Key, Source, StageFunction
 from whale_tf.rewrite.program import Program
@@ -35,14 +35,16 @@ class Calls:
     """The Calls of a program, read back.
 
     Attributes:
-      variants: the step at each size of micro-batch.
+      graph: the step, with its changes of state.
+      variants: its stage functions at each size of micro-batch.
       parts: every (replica, micro-batch) in the order of the examples.
       weights: its share of the examples.
       by_name: the Calls that make sense, by the name of their node.
     """
 
+    graph: Graph
     plan: Plan
-    variants: Mapping[int, Variant]
+    variants: Mapping[int, Functions]
     program: Program
 
     def __post_init__(self) -> None:
@@ -56,13 +58,13 @@ class Calls:
         read = {node.name: self._read(node) for node in self.main if node.op == "Call"}
         self.by_name = {name: called for name, called in read.items() if called is not None}
 
-    def variant_of(self, part: Part) -> Variant:
-        """The step at the size of a micro-batch."""
+    def functions_of(self, part: Part) -> Functions:
+        """The stage functions at the size of a micro-batch."""
         return self.variants[self.plan.sizes[part[0]][part[1]]]
 
     def faults(self) -> Iterator[str]:
         """Calls that are missing, repeated, misplaced, or that take another micro-batch's values."""
-        counts = {(part, key): 0 for part in self.parts for key in self.variant_of(part).functions}
+        counts = {(part, key): 0 for part in self.parts for key in self.functions_of(part)}
         for node in self.main:
             if node.op == "Call" and node.name not in self.by_name:
                 yield f"call '{node.name}' runs '{node.attrs['function'].decode()}', not made for its micro-batch"
@@ -82,6 +84,8 @@ class Calls:
             for ref, source in zip(called.node.inputs, called.function.arguments, strict=False):
                 if source.kind == "step":
                     yield ref, source.ref
+                elif source.kind == "slice" and self.graph[source.ref.node].op == "Piece":
+                    yield self._whole_of(ref), self.graph[source.ref.node].inputs[0]
 
     def origin(self, ref: Ref) -> Ref:
         """The tensor itself, where transfers brought it."""
@@ -92,19 +96,40 @@ class Calls:
         return ref
 
     def slice_of(self, node: Node, wanted: Node) -> Part | None:
-        """The micro-batch whose examples of an Input a node holds; None if it does not hold just these."""
+        """The micro-batch whose piece of an Input, or of what a Piece takes, a node holds; None if it holds no such."""
+        piece = wanted.op == "Piece"
+        dim, outer = (wanted.attrs["dim"], wanted.attrs["outer"]) if piece else (0, 1)
+        if outer > 1 and node.op == "Reshape":
+            node = self.main[node.inputs[0].node]
         whole, part = node, self.parts[0] if len(self.parts) == 1 else None
         if node.op == "Slice":
-            begin, size = (self.main[ref.node].attrs.get("value") for ref in node.inputs[1:])
-            if not isinstance(begin, tuple) or not isinstance(size, tuple):
-                return None
-            if any(begin[1:]) or any(rest != -1 for rest in size[1:]):
-                return None
-            process = self.program.process_of(node)
-            first = begin[0] + (self.plan.examples_of(process)[0] if self.program.fed else 0)
-            whole, part = self.main[self.origin(node.inputs[0]).node], self.of_range.get((first, size[0]))
+            length = (wanted.outputs[0].shape[dim] or 0) // outer
+            part = self._range_of(node, dim + (outer > 1), length // self.plan.examples if length > 0 else 1, piece)
+            whole = self.main[self.origin(node.inputs[0]).node]
+        if piece:  # the whole value is matched by step_values
+            return part
         matches = whole.op == "Take" and wanted.op == "Input" and whole.attrs["index"] == wanted.attrs["index"]
         return part if matches else None
+
+    def _range_of(self, node: Node, dim: int, chunk: int, piece: bool) -> Part | None:
+        """The micro-batch whose examples a Slice takes."""
+        begin, size = (self.main[ref.node].attrs.get("value") for ref in node.inputs[1:])
+        if not isinstance(begin, tuple) or not isinstance(size, tuple):
+            return None
+        others = [index for index in range(len(begin)) if index != dim]
+        if any(begin[index] for index in others) or any(size[index] != -1 for index in others):
+            return None
+        if begin[dim] % chunk or size[dim] % chunk:
+            return None
+        own = self.plan.examples_of(self.program.process_of(node))[0] if self.program.fed and not piece else 0
+        return self.of_range.get((begin[dim] // chunk + own, size[dim] // chunk))
+
+    def _whole_of(self, ref: Ref) -> Ref:
+        """What a piece was cut from."""
+        ref = self.origin(ref)
+        while self.main[ref.node].op in ("Slice", "Reshape") and self.main[ref.node].name not in self.graph:
+            ref = self.origin(self.main[ref.node].inputs[0])
+        return ref
 
     def _read(self, node: Node) -> Called | None:
         function = self.program.functions.get(node.attrs["function"].decode())
@@ -116,7 +141,7 @@ class Calls:
         key = Key(node.attrs["phase"], action.stage, action.kind)
         if function is None or part not in self.weights or key != function.key:
             return None
-        expected = self.variant_of(part).functions.get(key)
+        expected = self.functions_of(part).get(key)
         return Called(node, function, part) if expected is function or expected == function else None
 
     def _wrong_arguments(self, called: Called) -> Iterator[str]:
@@ -132,18 +157,16 @@ class Calls:
         """Whether a tensor is what a source describes; what is followed elsewhere (step, sum, seed) passes."""
         node, kind = self.main[ref.node], source.kind
         if kind == "weight":
-            return node.op == "Const" and isclose(node.attrs["value"], self.weights[part], rel_tol=WEIGHT_TOLERANCE)
+            wanted = self.weights[part] ** float(Fraction(source.name))
+            return node.op == "Const" and isclose(node.attrs["value"], wanted, rel_tol=WEIGHT_TOLERANCE)
         if kind == "draw":
             return node.op == "Const" and bool(node.attrs["value"] == part[0] * self.plan.micro_batches + part[1])
+        if kind == "first":
+            return node.op == "Const" and bool(node.attrs["value"] == self.plan.offset(*part))
         if kind == "slice":
-            return self.slice_of(node, self.variant_of(part).graph[source.ref.node]) == part
+            return self.slice_of(node, self.graph[source.ref.node]) == part
         other = self.by_name.get(ref.node)
         result = other.function.results[ref.index] if other and ref.index < len(other.function.results) else None
         if kind == "micro":
             return other is not None and other.part == part and result == source.ref
-        if kind == "state":
-            if other is None or result is None:
-                return node.op == "Read" and variable_of(node) == source.name
-            written = self.variant_of(other.part).graph[result.node]
-            return other.part[0] == part[0] and written.op == "Write" and variable_of(written) == source.name
         return True

@@ -15,19 +15,17 @@ from math import isclose
 from typing import NamedTuple
 
 from whale_tf.ir.graph import Graph, Node, Ref
-from whale_tf.plan.roles import variable_of
 from whale_tf.rewrite.check_calls import WEIGHT_TOLERANCE, Called, Calls, Part
 from whale_tf.rewrite.check_transfers import REDUCTIONS
 
 ADDED = frozenset({"AddV2", "AddN"})
 JOINED = frozenset({"ConcatV2"})
-CHANGED = ADDED | {"Sub"}  # a variable's value plus all changes to it
 
 
 class Term(NamedTuple):
-    """One summand: a micro-batch's value, or the value a variable had when the step began, times a weight."""
+    """One summand: a micro-batch's value, times a weight."""
 
-    part: Part | str
+    part: Part
     weight: float
 
 
@@ -46,14 +44,14 @@ class Sum:
     Attributes:
       title: what it is, for messages.
       given: the tensor of the main graph.
-      wanted: for each micro-batch the tensor of the step that it contributes.
+      wanted: the tensor of the step of which each micro-batch contributes its own.
       by: the operations that may put its parts together.
       marker: the gradient marker whose sums calls hand on; empty if it is no gradient.
     """
 
     title: str
     given: Ref
-    wanted: Mapping[Part, Ref]
+    wanted: Ref
     by: frozenset[str]
     marker: str = ""
 
@@ -85,20 +83,22 @@ class Sum:
             return [_Place(None, scale[0], weight * scale[1])]
         if node.op in self.by:
             items = node.inputs[:-1] if node.op == "ConcatV2" else node.inputs
-            signs = (1, -1) if node.op == "Sub" else (1,) * len(items)
-            return [_Place(None, item, weight * sign) for item, sign in zip(items, signs, strict=True)]
+            return [_Place(None, item, weight) for item in items]
+        if node.op == "Reshape" and self.by == JOINED and calls.slice_of(node, calls.graph[self.wanted.node]) is None:
+            return [_Place(None, node.inputs[0], weight)]
         if node.op == "WhaleSum":
             parts, scale = node.attrs["parts"], node.attrs["scale"]
             return [_Place(None, item, weight * scale) for item in node.inputs[ref.index * parts :][:parts]]
         if node.op in REDUCTIONS:
             peers = calls.reductions[node.attrs["id"]]
             return [_Place(None, peer.inputs[ref.index], weight * node.attrs["scale"]) for peer in peers]
+        if node.op == "Mul" and isinstance(main_value(calls.main, node.inputs[1]), tuple):  # the rows of a shape
+            return [_Place(None, node.inputs[0], weight)]
+        if node.op == "AddV2" and self.by == JOINED:  # positions, as the whole batch counts them
+            return [_Place(None, node.inputs[0], weight)]
         if node.op == "Const":
             return [] if node.attrs["value"] == 0 else None
-        if node.op == "Read":
-            return Term(variable_of(node), weight)
-        first = calls.parts[0]
-        part = calls.slice_of(node, calls.variant_of(first).graph[self.wanted[first].node])
+        part = calls.slice_of(node, calls.graph[self.wanted.node])
         return None if part is None else Term(part, weight)
 
     def _given_by(self, called: Called | None, ref: Ref, weight: float) -> Term | list[_Place] | None:
@@ -106,7 +106,7 @@ class Sum:
             return None
         results, sums = called.function.results, called.function.sums
         if ref.index < len(results):
-            is_it = not self.marker and results[ref.index] == self.wanted[called.part]
+            is_it = not self.marker and results[ref.index] == self.wanted
             return Term(called.part, weight) if is_it else None
         if sums[ref.index - len(results)] != self.marker:
             return None
@@ -114,7 +114,7 @@ class Sum:
 
     def _in_call(self, calls: Calls, call: Called, place: _Place) -> Term | list[_Place] | None:
         """The same inside a stage function, where the micro-batch's own gradient is added to the sum so far."""
-        function, ref, weight, wanted = call.function, place.ref, place.weight, self.wanted[call.part]
+        function, ref, weight, wanted = call.function, place.ref, place.weight, self.wanted
         node = function.graph[ref.node]
         if ref == wanted:
             return Term(call.part, weight)
@@ -125,29 +125,28 @@ class Sum:
             return Term(call.part, weight) if source.ref == wanted else None
         if node.op == "AddV2":
             return [_Place(call, item, weight) for item in node.inputs]
-        if node.op == "Mul":
-            for value, factor in (node.inputs, reversed(node.inputs)):
-                scale = _weight_argument(calls, call, factor)
-                if scale is not None:
-                    return [_Place(call, value, weight * scale)]
         return None
 
 
-def differences(title: str, terms: Iterable[Term], expected: Mapping[Part | str, float]) -> Iterator[str]:
+def differences(title: str, terms: Iterable[Term], expected: Mapping[Part, float]) -> Iterator[str]:
     """In what a sum is not the expected one: every part once, times its weight."""
-    counts: dict[Part | str, int] = {}
-    weights: dict[Part | str, float] = {}
+    counts: dict[Part, int] = {}
+    weights: dict[Part, float] = {}
     for term in terms:
         counts[term.part] = counts.get(term.part, 0) + 1
         weights[term.part] = weights.get(term.part, 0.0) + term.weight
     for part in {**expected, **counts}:
-        is_variable = isinstance(part, str)
-        name = f"variable '{part}'" if is_variable else f"replica {part[0]}, micro-batch {part[1]}"
+        name = f"replica {part[0]}, micro-batch {part[1]}"
         count, wanted = counts.get(part, 0), int(part in expected)
-        if not wanted or (count != 1 and not is_variable):
+        if not wanted or count != 1:
             yield f"{title} has {count} times {name}, and should have it {wanted} times"
         elif not isclose(weights.get(part, 0.0), expected[part], rel_tol=WEIGHT_TOLERANCE):
             yield f"{title} weighs {name} by {weights.get(part, 0.0):.9g}, and should by {expected[part]:.9g}"
+
+
+def main_value(main: Graph, ref: Ref) -> object:
+    """The value of a constant that a pass put there; None for anything else."""
+    return main[ref.node].attrs.get("value") if main[ref.node].op == "Const" else None
 
 
 def scaled(main: Graph, node: Node) -> tuple[Ref, float] | None:
@@ -158,14 +157,3 @@ def scaled(main: Graph, node: Node) -> tuple[Ref, float] | None:
             if isinstance(number, (int, float)):
                 return value, float(number)
     return None
-
-
-def _weight_argument(calls: Calls, call: Called, ref: Ref) -> float | None:
-    """The number that a call gets as its micro-batch's weight, behind casts; None if `ref` is not that."""
-    node = call.function.graph[ref.node]
-    while node.op == "Cast":
-        node = call.function.graph[node.inputs[0].node]
-    if node.op != "Argument" or call.function.arguments[node.attrs["index"]].kind != "weight":
-        return None
-    number = calls.main[calls.origin(call.node.inputs[node.attrs["index"]]).node].attrs.get("value")
-    return float(number) if isinstance(number, (int, float)) else None

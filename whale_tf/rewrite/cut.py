@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from whale_tf.ir.graph import ALIAS_OPS, BOUNDARY_OPS, DType, Graph, Node, Ref, Shape, TensorType
-from whale_tf.plan.roles import FREE, Roles, variable_of
+from whale_tf.plan.roles import FREE, Roles
 
 
 class Key(NamedTuple):
@@ -33,12 +33,12 @@ class Source(NamedTuple):
 
     Kinds:
       micro: a value another function computed for the same micro-batch (`ref`).
-      slice: the micro-batch's part of an input (`ref`).
+      slice: the micro-batch's piece of an input, or of what a Piece takes (`ref`).
       step: a value that is the same for all micro-batches (`ref`).
-      state: what the micro-batch before left in a carried variable (`name`).
       sum: what a gradient's earlier micro-batches sum to (`name`, its marker).
-      weight: the micro-batch's share of the examples.
+      weight: the micro-batch's share of the examples, to a power (`name`).
       draw: the micro-batch's number among all of the step, for random draws.
+      first: the number of the micro-batch's first example in the global batch.
       seed: what this step draws for one stateful random op (`name`).
     """
 
@@ -72,16 +72,11 @@ class Cut:
 
     Attributes:
       accumulate: there are several micro-batches, so sums are handed from one to the next.
-      weighted: micro-batches differ in size and the loss is a mean, so each is weighted by its share.
       split_backward: B is split into I and W.
-      scale_examples: gradients of per-example tensors are scaled to the whole batch, since the loss is a mean over a
-        part.
     """
 
     accumulate: bool
-    weighted: bool
     split_backward: bool
-    scale_examples: bool
 
 
 def cut(graph: Graph, roles: Roles, stage_of: Mapping[str, int], how: Cut) -> dict[Key, StageFunction]:
@@ -112,14 +107,6 @@ def _parts(graph: Graph, roles: Roles, stage_of: Mapping[str, int], how: Cut) ->
     for name, stage in stage_of.items():
         if name in graph and name not in roles.markers:
             parts[name] = Key(roles.phase[name], stage, "B" if name in roles.backward else "F")
-    writers = {
-        variable_of(node): parts[node.name]
-        for node in reversed(list(graph))
-        if node.op == "Write" and node.name in parts
-    }
-    for node in graph:
-        if node.op == "Variable" and variable_of(node) in writers:
-            parts[node.name] = writers[variable_of(node)]
     if how.split_backward:
         early = _input_gradients(graph, roles, parts)
         parts = {
@@ -169,9 +156,6 @@ def _wanted(graph: Graph, roles: Roles, parts: Mapping[str, Key]) -> dict[Key, l
     for ref in (*graph.outputs, *(Ref(name) for name in graph.effects if graph[name].op == "Write")):
         if ref.node in parts:
             wanted.setdefault(parts[ref.node], {})[ref] = None
-    for node in graph:
-        if node.op == "Write" and node.name in parts:
-            wanted.setdefault(parts[node.name], {})[Ref(node.name)] = None
     return {key: list(refs) for key, refs in wanted.items()}
 
 
@@ -203,15 +187,14 @@ class _Assembly:
         """The function of `members`, which gives `results` and adds to the sums of `markers`."""
         effects: list[str] = []
         for node in members:
-            if node.op == "Variable":
-                continue
             control = tuple(effects[-1:]) if node.name in self.graph.effects and node.op != "Write" else ()
             inputs = tuple(self._input(ref) for ref in node.inputs)
-            self.nodes[node.name] = (
-                self._part_of_mean(node, inputs[0])
-                if self._is_part(node)
-                else node.with_(inputs=inputs, control=control)
-            )
+            if node.op == "Scale":
+                self._scaled(node, inputs[0])
+            elif node.op == "Shift":
+                self._shifted(node, inputs[0])
+            else:
+                self.nodes[node.name] = node.with_(inputs=inputs, control=control)
             if node.name in self.graph.effects and node.op != "Write":
                 effects.append(node.name)
         outputs = [self._input(ref) for ref in results]
@@ -223,13 +206,8 @@ class _Assembly:
 
     def _input(self, ref: Ref) -> Ref:
         """The tensor as this function sees it."""
-        node = self.graph[ref.node]
         if self.parts.get(ref.node) == self.key:
-            return (
-                ref
-                if node.op != "Variable"
-                else self.argument(Source("state", name=variable_of(node)), node.outputs[0])
-            )
+            return ref
         if ref.node in self.constant:
             self._copy(ref.node)
             return ref
@@ -237,14 +215,8 @@ class _Assembly:
 
     def _source(self, ref: Ref) -> Source:
         node = self.graph[ref.node]
-        if node.op == "Input" and node.attrs["batch"]:
+        if node.op == "Piece" or (node.op == "Input" and node.attrs["batch"]):
             return Source("slice", ref)
-        if ref.node in self.parts and node.op in ("Variable", "Write"):
-            written = self.parts[ref.node].phase
-            if node.op == "Variable" and written > self.key.phase:
-                return Source("step", ref)
-            if node.op == "Write" and written < self.key.phase:
-                return Source("state", name=variable_of(node))
         return Source("micro" if self.roles.per_micro_batch(ref.node) else "step", ref)
 
     def _copy(self, name: str) -> None:
@@ -273,31 +245,32 @@ class _Assembly:
         kind = self.graph.type_of(marker.inputs[0])
         part = marker.attrs["part"]
         like = marker.with_(attrs={"T": kind.dtype}, outputs=(kind,))
-        if self.how.weighted and part != b"indices":
-            ref = self._weighted(like, ref, kind)
         if self.how.accumulate and part == b"dense":
             before = self.argument(Source("sum", name=marker.name), TensorType(kind.dtype, Shape.unknown))
             self.nodes[f"{marker.name}/sum"] = like.with_(name=f"{marker.name}/sum", op="AddV2", inputs=(before, ref))
             ref = Ref(f"{marker.name}/sum")
         return ref
 
-    def _is_part(self, node: Node) -> bool:
-        """Whether it is the gradient of a mean with respect to examples: over a part, it is not yet that over all."""
-        scaled = node.op == "Gradient" and self.how.scale_examples
-        return bool(scaled and node.attrs.get("of_examples") and node.attrs.get("target") == b"mean")
-
-    def _part_of_mean(self, node: Node, ref: Ref) -> Node:
-        kind = node.outputs[0]
-        scaled = self._weighted(node.with_(attrs={"T": kind.dtype}), ref, kind)
-        made = self.nodes.pop(scaled.node)
-        return made.with_(name=node.name)
-
-    def _weighted(self, like: Node, ref: Ref, kind: TensorType) -> Ref:
-        weight = self.argument(Source("weight"), TensorType(DType("float32"), Shape()))
-        name = f"weight/{kind.dtype}"
+    def _scaled(self, node: Node, ref: Ref) -> None:
+        """A value times the micro-batch's share of the examples to a power."""
+        kind, power = node.outputs[0], node.attrs["power"]
+        weight = self.argument(Source("weight", name=power), TensorType(DType("float64"), Shape()))
+        name = f"weight{power}/{kind.dtype}"
         if name not in self.nodes:
-            attrs = {"SrcT": DType("float32"), "DstT": kind.dtype, "Truncate": False}
+            attrs = {"SrcT": DType("float64"), "DstT": kind.dtype, "Truncate": False}
             self.nodes[name] = Node(name, "Cast", (weight,), attrs=attrs, outputs=(TensorType(kind.dtype, Shape()),))
-        scaled = like.with_(name=f"{like.name}/weighted", op="Mul", inputs=(ref, Ref(name)))
-        self.nodes[scaled.name] = scaled
-        return Ref(scaled.name)
+        self.nodes[node.name] = node.with_(op="Mul", inputs=(ref, Ref(name)), attrs={"T": kind.dtype})
+
+    def _shifted(self, node: Node, ref: Ref) -> None:
+        """Positions that the part counts from its first example, as the whole batch counts them."""
+        kind, columns = node.outputs[0], node.attrs["ahead"]
+        scalar = TensorType(kind.dtype, Shape())
+        vector = TensorType(kind.dtype, Shape((len(columns),) if len(columns) > 1 else ()))
+        first = self.argument(Source("first"), TensorType(DType("int64"), Shape()))
+        casts = {"SrcT": DType("int64"), "DstT": kind.dtype, "Truncate": False}
+        number, unit, ahead = (f"{node.name}/{name}" for name in ("first", "unit", "ahead"))
+        self.nodes[number] = Node(number, "Cast", (first,), attrs=casts, outputs=(scalar,))
+        value = {"dtype": kind.dtype, "value": columns if len(columns) > 1 else columns[0], "shape": vector.shape}
+        self.nodes[unit] = Node(unit, "Const", attrs=value, outputs=(vector,))
+        self.nodes[ahead] = Node(ahead, "Mul", (Ref(number), Ref(unit)), attrs={"T": kind.dtype}, outputs=(vector,))
+        self.nodes[node.name] = node.with_(op="AddV2", inputs=(ref, Ref(ahead)), attrs={"T": kind.dtype})

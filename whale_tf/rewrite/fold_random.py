@@ -1,38 +1,37 @@
 """Gives every micro-batch of every replica its own random draws.
 
-One device draws once for the whole batch. Cut into parts, each part must draw differently, the same again in its
-backward, and as many times per step as one device: so the seed the step computed stays what it is, and each part's
-number is added to it.
-  Part 0 draws what one device would. Stateful random ops, whose hidden counter belongs to one device, become
-  stateless ones with a seed drawn once per step.
+One device draws once for the whole batch. A draw from a seed is the same wherever it is made: each part keeps its own
+piece of what one device draws, and has that device's numbers. Philox numbers its draws in groups of four, so that a
+part begins to count where its first example is; where that is in the middle of a group, or where the number of
+draws is not known beforehand, it draws for the whole batch.
 
-    Before:  k = StatelessRandomGetKeyCounter(seed)
-    After:   k = StatelessRandomGetKeyCounter(seed + draw * [STRIDE, 0])
+    Before:  u = StatelessRandomUniformV2(shape [5,8], key, counter)              a part of 5 examples
+    After:   u = StatelessRandomUniformV2(shape [5,8], key, counter + [first * 8 / 4, 0])
+
+Stateful random operations have a hidden counter that belongs to one device, and draw other numbers each time anyway.
+They become stateless ones, with a seed drawn once per step to which the part's number is added.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from whale_tf.ir.graph import DType, Graph, Node, Ref, Shape, TensorType
+from whale_tf.ir.graph import DType, Node, Ref, Shape, TensorType
+from whale_tf.ir.sharding import Split
+from whale_tf.plan.states import States
 from whale_tf.rewrite.cut import Source, StageFunction
 
-# Position of the seed among the inputs.
+# Position of the seed that the part's number is added to.
 SEEDS: Mapping[str, int] = MappingProxyType(
     {
-        "StatelessRandomGetKeyCounter": 0,
         "StatelessRandomUniform": 1,
-        "StatelessRandomUniformInt": 1,
-        "StatelessRandomUniformFullInt": 1,
         "StatelessRandomNormal": 1,
         "StatelessTruncatedNormal": 1,
+        "StatelessRandomUniformInt": 1,
         "StatelessMultinomial": 2,
-        "StatelessRandomBinomial": 1,
-        "StatelessRandomPoisson": 1,
-        "StatelessRandomGammaV2": 1,
-        "StatelessParameterizedTruncatedNormal": 1,
-        "StatelessSampleDistortedBoundingBox": 3,
     }
 )
 STATELESS: Mapping[str, str] = MappingProxyType(
@@ -44,62 +43,137 @@ STATELESS: Mapping[str, str] = MappingProxyType(
         "Multinomial": "StatelessMultinomial",
     }
 )
+COUNTED = frozenset({"StatelessRandomUniformV2", "StatelessRandomNormalV2"})
+COUNTED_TYPES = frozenset({"bfloat16", "float16", "float32"})  # of which Philox gives GROUP numbers for one count
+GROUP = 4
 STRIDE = 1_000_003
-INT32 = DType("int32")
+INT32, INT64, UINT64 = DType("int32"), DType("int64"), DType("uint64")
 
 
-def fold_random(function: StageFunction, examples: int) -> StageFunction:
-    """A stage function whose random ops draw by micro-batch; the function itself if it has none.
+def fold_random(function: StageFunction, states: States) -> StageFunction:
+    """A stage function, at its size, whose random operations draw for their part; itself if it has none."""
+    drawn = [node for node in function.graph if _draws(node, states)]
+    if not drawn:
+        return function
+    return _Folding(function, states).run()
 
-    Args:
-      examples: the micro-batch's size: a draw from a constant seed is a constant unless its dim 0 is this size.
-    """
-    graph = function.graph
-    nodes: dict[str, Node] = {}
-    arguments = list(function.arguments)
 
-    def argument(source: Source, kind: TensorType) -> Ref:
+def _draws(node: Node, states: States) -> bool:
+    """Whether each part draws it for itself."""
+    of_part = states.level.get(node.name, -1) >= 0 and bool(node.outputs)
+    cut = of_part and isinstance(states.known[Ref(node.name)].value.state, Split)
+    return cut and (node.op in STATELESS or (node.op.startswith("Stateless") and _takes_shape(node)))
+
+
+def _takes_shape(node: Node) -> bool:
+    return node.op not in ("StatelessRandomGetKeyCounter", "StatelessWhile", "StatelessIf", "StatelessCase")
+
+
+@dataclass
+class _Folding:
+    """A stage function under construction."""
+
+    function: StageFunction
+    states: States
+    nodes: dict[str, Node] = field(default_factory=dict)
+
+    def run(self) -> StageFunction:
+        self.arguments = list(self.function.arguments)
+        for node in self.function.graph:
+            if not _draws(node, self.states):
+                self.nodes[node.name] = node
+            elif node.op in STATELESS:
+                self._numbered(node)
+            elif self._counts(node):
+                self._counted(node)
+            else:
+                self._piece(node)
+        graph = self.function.graph.of(self.nodes.values(), self.function.graph.outputs, self.function.graph.effects)
+        key, results, sums = self.function.key, self.function.results, self.function.sums
+        return StageFunction(key, graph, tuple(self.arguments), results, sums)
+
+    def _argument(self, source: Source, kind: TensorType) -> Ref:
         name = f"argument/{source.kind}/{source.name}"
-        if name not in nodes:
-            nodes[name] = Node(name, "Argument", attrs={"index": len(arguments)}, outputs=(kind,))
-            arguments.append(source)
+        if name not in self.nodes:
+            self.nodes[name] = Node(name, "Argument", attrs={"index": len(self.arguments)}, outputs=(kind,))
+            self.arguments.append(source)
         return Ref(name)
 
-    for node in graph:
-        if node.op in STATELESS:
-            seed = argument(Source("seed", name=node.name), TensorType(INT32, Shape((2,))))
-            node = _stateless(node, seed)
-        elif node.op not in SEEDS or _fixed(graph, node, examples):
-            nodes[node.name] = node
-            continue
-        draw = argument(Source("draw"), TensorType(INT32, Shape()))
+    def _make(
+        self, like: Node, suffix: str, op: str, inputs: tuple[Ref, ...], kind: TensorType, **attrs: object
+    ) -> Ref:
+        made = like.with_(
+            name=f"{like.name}/{suffix}", op=op, inputs=inputs, attrs=attrs, outputs=(kind,), stateful=False, control=()
+        )
+        self.nodes[made.name] = made
+        return Ref(made.name)
+
+    def _number(self, like: Node, suffix: str, value: object, kind: TensorType) -> Ref:
+        return self._make(like, suffix, "Const", (), kind, dtype=kind.dtype, value=value, shape=kind.shape)
+
+    # A draw from a seed
+
+    def _whole_shape(self, node: Node) -> Shape:
+        return self.states.sizes.type_of(Ref(node.name)).shape
+
+    def _counts(self, node: Node) -> bool:
+        """Whether a part can begin to count at its first example."""
+        split, shape = self.states.value(Ref(node.name)).state, self._whole_shape(node)
+        row = math.prod(size or 0 for size in shape[1:])
+        per_example = row * ((shape[0] or 0) // self.states.sizes.batch)
+        alike = node.op in COUNTED and node.outputs[0].dtype in COUNTED_TYPES
+        return alike and split == Split(0) and per_example % GROUP == 0
+
+    def _counted(self, node: Node) -> None:
+        shape = self._whole_shape(node)
+        groups = math.prod(size or 0 for size in shape) // self.states.sizes.batch // GROUP
+        pair, scalar = TensorType(UINT64, Shape((2,))), TensorType(UINT64, Shape())
+        first = self._argument(Source("first"), TensorType(INT64, Shape()))
+        number = self._make(node, "first", "Cast", (first,), scalar, SrcT=INT64, DstT=UINT64, Truncate=False)
+        stride = self._number(node, "groups", (groups, 0), pair)
+        ahead = self._make(node, "ahead", "Mul", (number, stride), pair, T=UINT64)
+        counter = self._make(node, "counter", "AddV2", (node.inputs[2], ahead), pair, T=UINT64)
+        inputs = (*node.inputs[:2], counter, *node.inputs[3:])
+        self.nodes[node.name] = node.with_(inputs=inputs)
+
+    def _piece(self, node: Node) -> None:
+        """The part's piece of what is drawn for the whole batch."""
+        state, shape = self.states.value(Ref(node.name)).state, self._whole_shape(node)
+        assert isinstance(state, Split)  # _draws
+        rank, own = len(shape), node.outputs[0].shape[state.dim] or 0
+        whole = TensorType(node.outputs[0].dtype, shape)
+        dims = self._number(node, "whole_shape", tuple(shape), TensorType(INT32, Shape((rank,))))
+        attrs = {**node.attrs, "T" if "T" in node.attrs else "Tshape": INT32}
+        drawn = self._make(node, "whole", node.op, (dims, *node.inputs[1:]), whole, **attrs)
+        first = self._argument(Source("first"), TensorType(INT64, Shape()))
+        vector = TensorType(INT64, Shape((rank,)))
+        chunk = (shape[state.dim] or 0) // self.states.sizes.batch
+        unit = self._number(node, "unit", tuple(chunk if dim == state.dim else 0 for dim in range(rank)), vector)
+        begin = self._make(node, "begin", "Mul", (first, unit), vector, T=INT64)
+        size = self._number(node, "size", tuple(own if dim == state.dim else -1 for dim in range(rank)), vector)
+        attrs = {"T": whole.dtype, "Index": INT64}
+        self.nodes[node.name] = node.with_(op="Slice", inputs=(drawn, begin, size), attrs=attrs, stateful=False)
+
+    # A draw from a hidden counter
+
+    def _numbered(self, node: Node) -> None:
+        seed = self._argument(Source("seed", name=node.name), TensorType(INT32, Shape((2,))))
+        self._seeded(_stateless(node, seed))
+
+    def _seeded(self, node: Node) -> None:
+        """With seed + [draw * STRIDE, 0], in the seed's type."""
         position = SEEDS[node.op]
         seed = node.inputs[position]
-        folded = _folded(node, seed, nodes[seed.node].outputs[seed.index], draw)
-        nodes.update((made.name, made) for made in folded)
+        dtype = self.nodes[seed.node].outputs[seed.index].dtype
+        scalar, pair = TensorType(dtype, Shape()), TensorType(dtype, Shape((2,)))
+        draw = self._argument(Source("draw"), TensorType(INT32, Shape()))
+        number = self._make(node, "draw_number", "Cast", (draw,), scalar, SrcT=INT32, DstT=dtype, Truncate=False)
+        stride = self._number(node, "draw_stride", (STRIDE, 0), pair)
+        product = self._make(node, "draw_offset", "Mul", (number, stride), pair, T=dtype)
+        folded = self._make(node, "draw_seed", "AddV2", (seed, product), pair, T=dtype)
         inputs = list(node.inputs)
-        inputs[position] = Ref(folded[-1].name)
-        nodes[node.name] = node.with_(inputs=tuple(inputs))
-    if len(nodes) == len(graph):
-        return function
-    changed = Graph.of(nodes.values(), graph.outputs, graph.effects)
-    return StageFunction(function.key, changed, tuple(arguments), function.results, function.sums)
-
-
-def _folded(node: Node, seed: Ref, kind: TensorType, draw: Ref) -> list[Node]:
-    """seed + [draw * STRIDE, 0], in the seed's type."""
-    scalar, name = TensorType(kind.dtype, Shape()), node.name
-    pair = TensorType(kind.dtype, Shape((2,)))
-    like = node.with_(stateful=False, control=(), op="", inputs=(), attrs={})
-
-    def make(suffix: str, op: str, inputs: tuple[Ref, ...], output: TensorType, **attrs: object) -> Node:
-        return like.with_(name=f"{name}/draw_{suffix}", op=op, inputs=inputs, attrs=attrs, outputs=(output,))
-
-    number = make("number", "Cast", (draw,), scalar, SrcT=INT32, DstT=kind.dtype, Truncate=False)
-    stride = make("stride", "Const", (), pair, dtype=kind.dtype, value=(STRIDE, 0))
-    product = make("offset", "Mul", (Ref(number.name), Ref(stride.name)), pair, T=kind.dtype)
-    folded = make("seed", "AddV2", (seed, Ref(product.name)), pair, T=kind.dtype)
-    return [number, stride, product, folded]
+        inputs[position] = folded
+        self.nodes[node.name] = node.with_(inputs=tuple(inputs))
 
 
 def _stateless(node: Node, seed: Ref) -> Node:
@@ -110,13 +184,3 @@ def _stateless(node: Node, seed: Ref) -> Node:
     if op == "StatelessRandomUniformInt":
         attrs["dtype"] = attrs.pop("Tout")
     return node.with_(op=op, inputs=tuple(inputs), attrs=attrs, stateful=False)
-
-
-def _fixed(graph: Graph, node: Node, examples: int) -> bool:
-    """Whether it draws from a constant seed something that has no batch dim: the same on all parts."""
-    source = graph[node.inputs[SEEDS[node.op]].node]
-    if graph.ancestors([source.name]) & {n.name for n in graph if n.op == "Argument"}:
-        return False
-    drawn = [graph[user] for user in graph.users[node.name]] if node.op == "StatelessRandomGetKeyCounter" else [node]
-    shapes = [kind.shape for draw in drawn for kind in draw.outputs]
-    return not any(shape and shape[0] == examples for shape in shapes)

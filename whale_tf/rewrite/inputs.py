@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from whale_tf.errors import PlanError
-from whale_tf.ir.graph import DType, Node, Ref
+from whale_tf.ir.graph import DType, Node, Ref, Shape, TensorType
 from whale_tf.plan.roles import variable_of
 from whale_tf.rewrite.placed import HOST, Placed
 
@@ -41,24 +41,59 @@ class Inputs:
         return plan.layout.counterpart(plan.home_of.get(variable, HOST), process)
 
     def slice(self, ref: Ref, replica: int, i: int, device: int) -> Placed:
-        """A micro-batch's part of an input, cut on the host of the process that uses it."""
+        """A micro-batch's piece of an input or of another whole value, cut on the host of the process that uses it."""
         binder, plan = self.binder, self.binder.plan
         process = plan.layout.process_of(device)
         host = plan.layout.hosts[process]
         if (ref, replica, i, host) in self.slices:
             return self.slices[ref, replica, i, host]
-        placed = binder.step_value(ref, host)
+        node, dim, outer = binder.graph[ref.node], 0, 1
+        first = plan.offset(replica, i)
+        if node.op == "Piece":
+            dim, outer = node.attrs["dim"], node.attrs["outer"]
+            placed = Placed(binder.step_on(node.inputs[0], host), host)
+        else:
+            placed = binder.step_value(ref, host)
+            first -= plan.examples_of(process)[0] if binder.fed else 0
         if plan.parts > 1:
-            kind = binder.graph.type_of(ref)
-            rank = len(kind.shape)
-            first = plan.offset(replica, i) - (plan.examples_of(process)[0] if binder.fed else 0)
-            begin = binder.constant((first, *(0,) * (rank - 1)), DType("int32"), host)
-            size = binder.constant((plan.sizes[replica][i], *(-1,) * (rank - 1)), DType("int32"), host)
-            attrs = {"T": kind.dtype, "Index": DType("int32")}
             name = f"{ref}/r{replica}/{i}"
-            placed = Placed(binder.add(name, "Slice", [placed.ref, begin, size], [kind], host, **attrs), host)
+            placed = self._cut(name, placed, binder.graph.type_of(ref), (dim, outer), (first, plan.sizes[replica][i]))
         self.slices[ref, replica, i, host] = placed
         return placed
+
+    def _cut(
+        self, name: str, whole: Placed, kind: TensorType, at: tuple[int, int], examples: tuple[int, int]
+    ) -> Placed:
+        """Some examples of a tensor: of dim d seen as (outer, rest), the pieces of rest.
+
+        Args:
+          at: the dim, and how often the batch lies in it.
+          examples: the first one and how many.
+        """
+        binder, host = self.binder, whole.device
+        (dim, outer), (first, count) = at, examples
+        length = (kind.shape[dim] or 0) // outer
+        chunk = length // binder.plan.examples if length > 0 else 1
+        ref, shape = whole.ref, kind.shape
+        if outer > 1:
+            shape = Shape((*shape[:dim], outer, length, *shape[dim + 1 :]))
+            ref = self.reshaped(name, ref, TensorType(kind.dtype, shape), host)
+            dim += 1
+        begin = binder.constant((*(0,) * dim, first * chunk, *(0,) * (len(shape) - dim - 1)), DType("int32"), host)
+        size = binder.constant((*(-1,) * dim, count * chunk, *(-1,) * (len(shape) - dim - 1)), DType("int32"), host)
+        attrs = {"T": kind.dtype, "Index": DType("int32")}
+        cut = TensorType(kind.dtype, Shape((*shape[:dim], count * chunk, *shape[dim + 1 :])))
+        ref = binder.add(name, "Slice", [ref, begin, size], [cut], host, **attrs)
+        if outer > 1:
+            merged = Shape((*shape[: dim - 1], outer * count * chunk, *shape[dim + 1 :]))
+            ref = self.reshaped(f"{name}/flat", ref, TensorType(kind.dtype, merged), host)
+        return Placed(ref, host)
+
+    def reshaped(self, name: str, ref: Ref, kind: TensorType, host: int) -> Ref:
+        """A tensor in another shape, of which one size may be -1."""
+        shape = self.binder.constant(tuple(size or 0 for size in kind.shape), DType("int32"), host)
+        attrs = {"T": kind.dtype, "Tshape": DType("int32")}
+        return self.binder.add(f"{name}/reshaped", "Reshape", [ref, shape], [kind], host, **attrs)
 
     def refuse_uncut(self) -> None:
         """Refuses a step that takes a whole batch of which each process was given a part.

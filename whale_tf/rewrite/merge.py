@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from whale_tf.ir.graph import DType, Node, Ref, Shape, TensorType
-from whale_tf.plan.roles import variable_of
+from whale_tf.ir.sharding import SUMS, Extent, Partial, Reduction, Split
 from whale_tf.rewrite.placed import HOST, Placed
 
 if TYPE_CHECKING:
@@ -16,8 +16,14 @@ if TYPE_CHECKING:
 
 SUMMED = frozenset({"bfloat16", "float16", "float32", "float64"})
 REDUCED = SUMMED | {"int32", "int64"}  # what MPI's ranks can reduce between them
-FOLDS: Mapping[str, str] = MappingProxyType(
-    {"max": "Maximum", "min": "Minimum", "prod": "Mul", "all": "LogicalAnd", "any": "LogicalOr"}
+FOLDS: Mapping[Reduction, str] = MappingProxyType(
+    {
+        Reduction.MAX: "Maximum",
+        Reduction.MIN: "Minimum",
+        Reduction.PROD: "Mul",
+        Reduction.ALL: "LogicalAnd",
+        Reduction.ANY: "LogicalOr",
+    }
 )
 
 
@@ -33,7 +39,7 @@ class Merging:
     def value(self, ref: Ref) -> Placed:
         """The step's value of a tensor that every micro-batch has."""
         if ref not in self.known:
-            self.known[ref] = self._state(ref) if self.binder.graph[ref.node].op == "Write" else self._merged(ref)
+            self.known[ref] = self._merged(ref)
         return self.known[ref]
 
     def gradient(self, marker: Node, group: int) -> Placed:
@@ -41,11 +47,11 @@ class Merging:
         binder, plan = self.binder, self.binder.plan
         if not binder.roles.per_micro_batch(marker.inputs[0].node):
             device = plan.device_of.get(marker.name, (HOST,))[group]
-            return Placed(self._constant(marker, device), device)
-        part, dtype = marker.attrs["part"], marker.outputs[0].dtype
-        rows = part == b"indices" or (part == b"values" and self._varies(marker))
-        if rows or dtype not in REDUCED:
-            return self._collected(marker, group, rows=rows)
+            return Placed(binder.step_on(marker.inputs[0], device), device)
+        value = plan.merges.get(Ref(marker.name))
+        rows = value.state if value is not None and isinstance(value.state, Split) else None
+        if rows or marker.outputs[0].dtype not in REDUCED:
+            return self._collected(marker, group, rows)
         if marker.name not in self.reduced:
             self._reduce_bucket_of(marker.name)
         return self.reduced[marker.name][group]
@@ -66,29 +72,25 @@ class Merging:
             if bucket[0] not in self.reduced:
                 self._reduce(bucket)
 
-    def _collected(self, marker: Node, group: int, *, rows: bool) -> Placed:
+    def _collected(self, marker: Node, group: int, rows: Split | None) -> Placed:
         """The values of all replicas sent to each group: rows of IndexedSlices, or what no collective adds."""
         binder, plan = self.binder, self.binder.plan
         device, kind = plan.device_of.get(marker.name, (HOST,))[group], marker.outputs[0]
         values = [binder.move(s, device) for r in range(plan.layout.replicas) for s in binder.sums[marker.name, r]]
-        total = (self._concat if rows else self._add_n)(marker.name, values, kind, device)
-        return Placed(self._scaled(marker.name, total, self._scale(marker), kind, device), device)
-
-    def _scale(self, marker: Node) -> float:
-        """What a sum over all examples is multiplied by: parts of equal size are not weighted one by one."""
-        plan = self.binder.plan
-        return 1.0 / plan.parts if plan.loss == "mean" and plan.even and marker.attrs["part"] != b"indices" else 1.0
+        if rows is None:
+            return Placed(self._add_n(marker.name, values, kind, device), device)
+        shape = binder.graph.type_of(marker.inputs[0]).shape
+        return Placed(self._joined(marker.name, values, TensorType(kind.dtype, shape), rows, device), device)
 
     def _reduce(self, bucket: Sequence[str]) -> None:
         """The sums of dense gradients in each group of replicas, and then between the groups."""
         binder, markers = self.binder, [self.binder.graph[name] for name in bucket]
-        groups, scale = binder.plan.layout.groups, self._scale(markers[0])
-        several = len(groups) > 1
+        groups = binder.plan.layout.groups
         kind = markers[0].outputs[0].dtype
-        sums = [self._sums(markers, group, 1.0 if several else scale) for group in range(len(groups))]
-        if several:
+        sums = [self._sums(markers, group) for group in range(len(groups))]
+        if len(groups) > 1:
             ranks = tuple(binder.plan.layout.process_of(of_group[0].device) for of_group in sums)
-            attrs = {"T": kind, "N": len(bucket), "ranks": ranks, "scale": scale, "id": binder.next_id()}
+            attrs = {"T": kind, "N": len(bucket), "ranks": ranks, "scale": 1.0, "id": binder.next_id()}
             kinds = [marker.outputs[0] for marker in markers]
             name = f"{bucket[0]}/all"
             for group, of_group in enumerate(sums):
@@ -98,33 +100,28 @@ class Merging:
         for index, name in enumerate(bucket):
             self.reduced[name] = [of_group[index] for of_group in sums]
 
-    def _sums(self, markers: Sequence[Node], group: int, scale: float) -> list[Placed]:
+    def _sums(self, markers: Sequence[Node], group: int) -> list[Placed]:
         """The sums of gradients over the replicas of a group, all in one operation."""
         binder, replicas = self.binder, self.binder.plan.layout.groups[group]
         device = binder.plan.device_of.get(markers[0].name, (HOST,))[group]
         if len(replicas) > 1 and self.bucket_of.get(markers[0].name) in binder.plan.collective:
-            return self._by_collective(markers, replicas, device, scale)
+            return self._by_collective(markers, replicas, device)
         values = [[binder.move(s, device) for r in replicas for s in binder.sums[m.name, r]] for m in markers]
         parts, kinds = len(values[0]), [marker.outputs[0] for marker in markers]
         if parts == 1 or kinds[0].dtype not in SUMMED or "CPU" not in binder.plan.layout.devices[device]:
             totals = [self._add_n(m.name, v, k, device) for m, v, k in zip(markers, values, kinds, strict=True)]
-            scaled = [
-                self._scaled(m.name, t, scale, m.outputs[0], device) for m, t in zip(markers, totals, strict=True)
-            ]
-            return [Placed(ref, device) for ref in scaled]
-        attrs = {"M": parts * len(markers), "K": len(markers), "parts": parts, "T": kinds[0].dtype, "scale": scale}
+            return [Placed(ref, device) for ref in totals]
+        attrs = {"M": parts * len(markers), "K": len(markers), "parts": parts, "T": kinds[0].dtype, "scale": 1.0}
         flat = [value for each in values for value in each]
         made = binder.add(f"{markers[0].name}/total", "WhaleSum", flat, kinds, device, **attrs)
         return [Placed(made._replace(index=index), device) for index in range(len(markers))]
 
-    def _by_collective(
-        self, markers: Sequence[Node], replicas: Sequence[int], owner: int, scale: float
-    ) -> list[Placed]:
+    def _by_collective(self, markers: Sequence[Node], replicas: Sequence[int], owner: int) -> list[Placed]:
         """The same, where each replica's device takes part with its own gradients; the others' results are not used."""
         binder, kinds = self.binder, [marker.outputs[0] for marker in markers]
         own = [[value for marker in markers for value in binder.sums[marker.name, replica]] for replica in replicas]
         devices = tuple(values[0].device for values in own)
-        attrs = {"T": kinds[0].dtype, "N": len(kinds), "devices": devices, "scale": scale, "id": binder.next_id()}
+        attrs = {"T": kinds[0].dtype, "N": len(kinds), "devices": devices, "scale": 1.0, "id": binder.next_id()}
         for values, device in zip(own, devices, strict=True):
             inputs = [value.ref for value in values]
             made = binder.add(f"{markers[0].name}/reduced", "Reduce", inputs, kinds, device, **attrs).node
@@ -133,81 +130,72 @@ class Merging:
             self.last_collective[device] = made
         return [Placed(Ref(self.last_collective[owner], index), owner) for index in range(len(markers))]
 
-    def _varies(self, marker: Node) -> bool:
-        """Whether the other part of the IndexedSlices differs between micro-batches."""
-        partner = marker.attrs["partner"].decode()
-        return partner in self.binder.graph and self.binder.roles.per_micro_batch(
-            self.binder.graph[partner].inputs[0].node
-        )
-
-    def _constant(self, marker: Node, device: int) -> Ref:
-        """A gradient that is the same for all micro-batches; as rows, once for each micro-batch's indices."""
-        plan, kind = self.binder.plan, marker.outputs[0]
-        value = self.binder.step_on(marker.inputs[0], device)
-        if marker.attrs["part"] != b"values" or not self._varies(marker):
-            return value
-        weights = [plan.weight(r, i) if plan.loss == "mean" else 1.0 for r, i in plan.part_order()]
-        return self._concat(
-            marker.name, [self._scaled(marker.name, value, w, kind, device) for w in weights], kind, device
-        )
-
     def _merged(self, ref: Ref) -> Placed:
         binder, plan = self.binder, self.binder.plan
         kind = binder.graph.type_of(ref)
         if plan.parts == 1:
             return self._part(ref, 0, 0)
-        how = plan.merges[ref]
-        if how.startswith("concat"):
-            dim = int(how.removeprefix("concat") or 0)
+        value = plan.merges[ref]
+        if isinstance(value.state, Split):
             pieces = [binder.move(self._part(ref, r, i), HOST) for r, i in plan.part_order()]
-            return Placed(self._concat(f"{ref}/all", pieces, kind, HOST, dim), HOST)
+            pieces = self._counted(ref, pieces, kind, value.state)
+            return Placed(self._joined(f"{ref}/all", pieces, kind, value.state, HOST), HOST)
+        if isinstance(value.state, Extent):
+            return self._extent(ref, value.state.at)
+        if not isinstance(value.state, Partial):
+            return self._part(ref, 0, 0)  # every part has it
         device = self._part(ref, 0, 0).device
         parts = []
         for r, i in plan.part_order():
             part = self._part(ref, r, i)
-            value = part.ref
-            if how == "mean":
-                value = self._scaled(f"{ref}/r{r}/{i}", value, plan.weight(r, i), kind, part.device)
-            parts.append(binder.move(Placed(value, part.device), device))
-        if how in ("mean", "sum"):
+            weight = plan.weight(r, i) ** float(-value.degree)
+            scaled = self._scaled(f"{ref}/r{r}/{i}", part.ref, weight, kind, part.device)
+            parts.append(binder.move(Placed(scaled, part.device), device))
+        if value.state == SUMS:
             return Placed(self._add_n(f"{ref}/all", parts, kind, device), device)
         total = parts[0]
-        for value in parts[1:]:
-            attrs = {} if how in ("all", "any") else {"T": kind.dtype}
-            total = binder.add(f"{ref}/all", FOLDS[how], [total, value], [kind], device, **attrs)
+        op = FOLDS[value.state.op]
+        for part_ref in parts[1:]:
+            attrs = {} if kind.dtype == "bool" else {"T": kind.dtype}
+            total = binder.add(f"{ref}/all", op, [total, part_ref], [kind], device, **attrs)
         return Placed(total, device)
 
+    def _extent(self, ref: Ref, at: int) -> Placed:
+        """The shape of all rows: that of the first part, with the others' numbers of rows added."""
+        binder, plan = self.binder, self.binder.plan
+        kind = binder.graph.type_of(ref)
+        parts = [binder.move(self._part(ref, r, i), HOST) for r, i in plan.part_order()]
+        rows = binder.constant(tuple(int(dim == at) for dim in range(kind.shape[0] or 0)), kind.dtype, HOST)
+        others = [binder.add(f"{ref}/rows", "Mul", [part, rows], [kind], HOST, T=kind.dtype) for part in parts[1:]]
+        return Placed(self._add_n(f"{ref}/all", [parts[0], *others], kind, HOST), HOST)
+
+    def _counted(self, ref: Ref, pieces: list[Ref], kind: TensorType, split: Split) -> list[Ref]:
+        """Positions that parts count from their first example, as the whole batch counts them."""
+        binder, plan = self.binder, self.binder.plan
+        if not split.ahead:
+            return pieces
+        found = []
+        for (r, i), piece in zip(plan.part_order(), pieces, strict=True):
+            number = plan.offset(r, i) * split.ahead
+            columns = (number, *(0,) * ((kind.shape[-1] or 1) - 1))
+            first = binder.constant(columns if split.column else number, kind.dtype, HOST)
+            found.append(binder.add(f"{ref}/r{r}/{i}/counted", "AddV2", [piece, first], [kind], HOST, T=kind.dtype))
+        return found
+
+    def _joined(self, name: str, pieces: list[Ref], kind: TensorType, split: Split, device: int) -> Ref:
+        """Pieces of a dim put together; where it is seen as (outer, rest), those of rest."""
+        if split.outer == 1:
+            return self._concat(name, pieces, kind, device, split.dim)
+        reshaped, before, after = self.binder.inputs.reshaped, kind.shape[: split.dim], kind.shape[split.dim + 1 :]
+        folded = TensorType(kind.dtype, Shape((*before, split.outer, -1, *after)))
+        seen = [reshaped(f"{name}/{n}", ref, folded, device) for n, ref in enumerate(pieces)]
+        whole = self._concat(name, seen, folded, device, split.dim + 1)
+        return reshaped(f"{name}/flat", whole, kind, device)
+
     def _part(self, ref: Ref, replica: int, i: int) -> Placed:
-        variant = self.binder.variants[self.binder.plan.sizes[replica][i]]
-        if ref in self.binder.graph.outputs:
-            ref = variant.graph.outputs[self.binder.graph.outputs.index(ref)]
         if self.binder.graph[ref.node].op == "Input":
             return self.binder.inputs.slice(ref, replica, i, self.binder.plan.layout.device_of(replica, 0))
         return self.binder.micro[ref, replica, i]
-
-    def _state(self, ref: Ref) -> Placed:
-        """A carried variable after all replicas' last micro-batches."""
-        binder, plan = self.binder, self.binder.plan
-        node, how = binder.graph[ref.node], plan.merges.get(ref, "state first")
-        parts = [binder.micro[ref, replica, plan.micro_batches - 1] for replica in range(plan.layout.replicas)]
-        if len(parts) == 1 or how == "state first":
-            return parts[0]
-        device, kind, name = parts[0].device, node.outputs[0], f"{node.name}/merged"
-        values = [binder.move(part, device) for part in parts]
-        if how == "state mean":
-            scaled = [self._scaled(name, value, plan.share(r), kind, device) for r, value in enumerate(values)]
-            return Placed(self._add_n(name, scaled, kind, device), device)
-        if how in ("state maximum", "state minimum"):
-            extreme = values[0]
-            for value in values[1:]:
-                op = how.removeprefix("state ").capitalize()
-                extreme = binder.add(f"{name}/{how[6:]}", op, [extreme, value], [kind], device, T=kind.dtype)
-            return Placed(extreme, device)
-        before = binder.step_on(binder.variable(variable_of(node)), device)
-        changes = [
-            binder.add(f"{name}/change", "Sub", [value, before], [kind], device, T=kind.dtype) for value in values
-        ]
-        return Placed(self._add_n(name, [before, *changes], kind, device), device)
 
     def _add_n(self, name: str, values: list[Ref], kind: TensorType, device: int) -> Ref:
         if len(values) == 1:

@@ -35,7 +35,7 @@ def set_attr(
     if isinstance(value, Opaque):
         attr.ParseFromString(value)
     elif kind == "tensor":
-        attr.tensor.CopyFrom(tf.make_tensor_proto(value, _type(attrs["dtype"])))
+        attr.tensor.CopyFrom(tf.make_tensor_proto(value, _type(attrs["dtype"]), attrs.get("shape")))
     elif isinstance(value, Function):
         _set_function(attr.func, value, renamed)
     elif isinstance(value, DType):

@@ -25,6 +25,7 @@ class Arguments:
       batch: for each tensor whether its dim 0 is the batch.
       examples: the global batch; 0 if no tensor carries it.
       key: equal for calls that one trace serves.
+      family: equal for calls that differ in the batch at most.
       structure: the arguments with each tensor replaced by its position.
       fed: whether each process gives its own part of the global batch.
     """
@@ -34,6 +35,7 @@ class Arguments:
     batch: tuple[bool, ...]
     examples: int
     key: Hashable
+    family: Hashable
     structure: tuple[tuple[Any, ...], dict[str, Any]]
     fed: bool = False
 
@@ -130,8 +132,13 @@ def take_apart(
     examples = _common_size(tensors, names, batch, function)
     layout = tuple((tensor.dtype, tuple(tensor.shape)) for tensor in tensors)
     shape_key = (tuple(names), layout, tuple(key), repr(tf.nest.map_structure(type, structure)))
+    family = (
+        batch,
+        *shape_key[2:],
+        tuple((dtype, shape[cut:]) for (dtype, shape), cut in zip(layout, batch, strict=True)),
+    )
     bound.arguments.update(structure)
-    return Arguments(tuple(tensors), tuple(names), batch, examples, shape_key, (bound.args, bound.kwargs))
+    return Arguments(tuple(tensors), tuple(names), batch, examples, shape_key, family, (bound.args, bound.kwargs))
 
 
 def is_tensor(value: Any) -> bool:

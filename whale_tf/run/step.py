@@ -33,14 +33,22 @@ class Options:
     Attributes:
       micro_batches: parts that each replica cuts its batch into.
       schedule: the order of the micro-batches' actions.
-      loss: `mean` or `sum`: what the loss is over the examples.
+      loss: `mean` or `sum` over the examples, if the user says so: then it is checked.
       whole: names of arguments that are not cut.
+      coupling: `auto`, or `exact`: whether what relates examples of several parts is computed over the global batch.
+      accept: operations, kinds of operation or lines of which each part's own value is accepted.
+      gather_bytes: how much is gathered at most for what is computed once.
+      verify_first: whether the first call with inputs of some shapes is verified.
     """
 
     micro_batches: int = 1
     schedule: str = "1f1b"
-    loss: str = "mean"
+    loss: str | None = None
     whole: tuple[str, ...] = ()
+    coupling: str = "auto"
+    accept: tuple[str, ...] = ()
+    gather_bytes: int = 2**28
+    verify_first: bool = False
 
     def check(self, function: Callable[..., Any]) -> None:
         """Refuses what is wrong for every call.
@@ -55,12 +63,26 @@ class Options:
                 at=[written_at(function)],
                 way_out="Use micro_batches=1 to take each replica's part of the batch at once.",
             )
-        if self.loss not in ("mean", "sum"):
+        if self.loss not in (None, "mean", "sum"):
             raise PlanError(
                 "the loss must be a mean or a sum over the examples",
                 details=[f"loss is {self.loss!r}"],
                 at=[written_at(function)],
-                way_out='Use loss="mean" or loss="sum": what the loss is over the examples.',
+                way_out='Use loss="mean" or loss="sum" to have it checked, or leave loss out.',
+            )
+        if self.coupling not in ("auto", "exact"):
+            raise PlanError(
+                "coupling must be 'auto' or 'exact'",
+                details=[f"coupling is {self.coupling!r}"],
+                at=[written_at(function)],
+                way_out='Use coupling="exact" to compute over the global batch what relates examples to each other.',
+            )
+        if isinstance(self.gather_bytes, bool) or not isinstance(self.gather_bytes, int) or self.gather_bytes < 0:
+            raise PlanError(
+                "gather_bytes must be a whole number from 0 on",
+                details=[f"gather_bytes is {self.gather_bytes!r}"],
+                at=[written_at(function)],
+                way_out="Use how many bytes of examples may be brought to one device, or leave gather_bytes out.",
             )
         make_grid(self.schedule, 1, 1)
         parameters = inspect.signature(function).parameters
@@ -73,6 +95,8 @@ class Options:
                 way_out="Use the names of the step's own arguments.",
             )
 
+
+VERIFIED = 1e-4  # of a tensor's largest number: float32 numbers added in another order differ by less after one step
 
 Compiler = Callable[[Callable[..., Any], Arguments, Options], Compiled]
 
@@ -113,7 +137,10 @@ class Step:
             )
         with self._lock:
             arguments = self._arguments(args, kwargs)
+            first = arguments.key not in self._compiled
             compiled = self._for(arguments, "call", args)
+            if first and self.options.verify_first:
+                self._verify_first(compiled, arguments)
             self._lockstep.compare(compiled.parts.variables)
             self._batch = arguments.tensors
             return compiled(arguments.tensors)
@@ -274,6 +301,20 @@ class Step:
             if self._plain is None:
                 self._plain = tf.function(self.python_function)
             return verify(self._plain, compiled, arguments, steps)
+
+    def _verify_first(self, compiled: Compiled, arguments: Arguments) -> None:
+        if self._plain is None:
+            self._plain = tf.function(self.python_function)
+        found = verify(self._plain, compiled, arguments, 1)
+        if found.largest > VERIFIED:
+            del self._compiled[arguments.key]
+            raise PlanError(
+                "the first step is not that of one device",
+                details=str(found).splitlines(),
+                at=[written_at(self.python_function)],
+                way_out="Leave verify_first out where a step draws random numbers without a seed or normalizes over "
+                "parts of the batch; else report it with what WHALE_TF_DUMP=folder writes.",
+            )
 
     @property
     def plan(self) -> Plan:

@@ -1,0 +1,175 @@
+"""Captures a step at the global batch and at one other size, which together give it at every size."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import tensorflow as tf
+
+from whale_tf.annotate import scopes
+from whale_tf.capture.normalize import normalize
+from whale_tf.capture.outside import Outside
+from whale_tf.capture.pair import UnlikeError, alone, pair
+from whale_tf.capture.record import Trace, line_of, record
+from whale_tf.capture.translate import CapturedStep, translate
+from whale_tf.errors import CaptureError, Line, WhaleError
+from whale_tf.ir.sizes import Sizes
+
+SHOWN_LINES = 3
+
+
+class Called(Protocol):
+    """The arguments of a call, as `run.signature` takes them apart."""
+
+    batch: tuple[bool, ...]
+    examples: int
+    rebuilt: Callable[..., Any]
+
+    def specs(self, examples: int) -> list[tf.TensorSpec]:
+        """The tensors' shapes and types, for a batch of some size."""
+
+
+def capture_first(function: Callable[..., Any], arguments: Any, outside: Outside) -> CapturedStep:
+    """The step at the global batch. Variables that it creates at its first call are made, and it is traced again.
+
+    Raises:
+      CaptureError, VariableError, ScopeError: the step cannot be traced into one flat graph.
+    """
+    name, examples = getattr(function, "__name__", "step"), arguments.examples
+    trace = record(function, arguments.rebuilt, arguments.specs(examples), name, examples=examples, may_create=True)
+    return capture(function, arguments, outside, examples) if trace.created else _translated(trace, arguments, outside)
+
+
+def capture(function: Callable[..., Any], arguments: Any, outside: Outside, examples: int) -> CapturedStep:
+    """The step at one size of batch.
+
+    Args:
+      outside: what the step's traces so far take from outside; added to.
+    Raises:
+      CaptureError, VariableError, ScopeError: the step cannot be traced into one flat graph.
+    """
+    name = getattr(function, "__name__", "step")
+    trace = record(function, arguments.rebuilt, arguments.specs(examples), name, examples=examples)
+    return _translated(trace, arguments, outside)
+
+
+def _translated(trace: Trace, arguments: Any, outside: Outside) -> CapturedStep:
+    step = translate(trace, arguments.batch, outside)
+    return replace(step, graph=normalize(step.graph))
+
+
+def at_one_size(step: CapturedStep, examples: int) -> Sizes:
+    """The step where only one part runs it."""
+    return alone(step.graph, step.calls, examples)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A step as it was traced for some batch.
+
+    Attributes:
+      examples: the batch.
+      outside: what the step's traces so far take from outside.
+    """
+
+    step: CapturedStep
+    examples: int
+    outside: Outside
+
+
+def at_every_size(
+    function: Callable[..., Any],
+    arguments: Any,
+    step: CapturedStep,
+    outside: Outside,
+    size: int,
+    before: Captured | None = None,
+) -> Sizes:
+    """The step at every size: from `before` if it is the same program there, else from a trace at `size` examples.
+
+    Raises:
+      CaptureError: the step cannot be traced at another size than the global batch, or is another program there.
+    """
+    batch = arguments.examples
+    if before is not None and before.examples not in (batch, 0, 1):
+        try:
+            return pair(step.graph, step.calls, before.step.graph, before.step.calls, batch, before.examples)
+        except UnlikeError:
+            pass  # what the step takes from outside its arguments may have changed since
+    try:
+        other = _at_another_size(function, arguments, outside, (size, 2 * batch))
+    except WhaleError:
+        raise
+    except Exception as error:
+        raise CaptureError(
+            f"the step can be traced for {batch} examples, and not for {size}",
+            details=[
+                _text(error),
+                "it is traced at two sizes, which give it at that of every micro-batch",
+            ],
+            at=[line for line in [_line_of_error(error)] if line.number],
+            way_out=f"Where the step holds the number {batch}, write -1, tf.shape(x)[0] or x.shape[0] in its place, "
+            "or use one replica and micro_batches=1.",
+        ) from error
+    try:
+        return pair(step.graph, step.calls, other.step.graph, other.step.calls, batch, other.examples)
+    except UnlikeError as unlike:
+        lines = [line_of(each.trace, name) for name in unlike.nodes for each in (step, other.step)]
+        raise CaptureError(
+            "the step is another program for another batch size",
+            details=[f"traced for {batch} and for {other.examples} examples, {unlike.why}"],
+            at=list(dict.fromkeys(line for line in lines if line.number))[:SHOWN_LINES],
+            way_out="Let no Python `if` or loop depend on the size of the batch (use tf.cond, tf.while_loop or "
+            "operations over the batch), or use one replica and micro_batches=1.",
+        ) from None
+
+
+def _at_another_size(
+    function: Callable[..., Any], arguments: Any, outside: Outside, sizes: tuple[int, int]
+) -> Captured:
+    """The step at the first size; where few examples do not suffice (the largest three of two), at the second.
+
+    Raises:
+      Exception: what the step raises at the first, if it raises at both.
+    """
+    try:
+        return Captured(capture(function, arguments, outside, sizes[0]), sizes[0], outside)
+    except WhaleError:
+        raise
+    except Exception as error:
+        try:
+            return Captured(capture(function, arguments, outside, sizes[1]), sizes[1], outside)
+        except Exception:
+            raise error from None
+
+
+def _converted(error: BaseException | None) -> Any:
+    """What AutoGraph knows of an error in code that it converted, whose own traceback ends in TensorFlow."""
+    while error is not None:
+        if hasattr(error, "ag_error_metadata"):
+            return error.ag_error_metadata
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _text(error: Exception) -> str:
+    converted = _converted(error)
+    text = converted.cause_message if converted is not None else f"{type(error).__name__}: {error}"
+    return str(text).strip().splitlines()[0]
+
+
+def _line_of_error(error: Exception) -> Line:
+    converted = _converted(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    if converted is not None:
+        stack = reversed(converted.translated_stack)  # innermost first
+        frames = traceback.StackSummary.from_list(
+            [(frame.filename, frame.lineno, frame.function_name, frame.code) for frame in stack]
+        )
+    try:
+        return scopes.user_line(frames)
+    except (ValueError, IndexError):
+        return Line("<unknown>", 0)
