@@ -155,7 +155,7 @@ def test_random_program_is_one_devices_or_refused(program: Program, layout: Layo
 
 
 @pytest.mark.long
-@settings(UNHURRIED, max_examples=400)
+@settings(UNHURRIED, max_examples=100)
 @given(program=programs(), layout=layouts())
 def test_many_random_programs_are_one_devices_or_refused(program: Program, layout: Layout) -> None:
     check_program(program, layout)

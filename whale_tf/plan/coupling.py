@@ -92,7 +92,7 @@ def _accepting(sizes: Sizes, coupling: Coupling, accepts: Callable[[str], bool])
             name
             for ref in causes
             for name in _acceptable(states, ref)
-            if name not in accepted and any(accepts(each) for each in (name, _shown(states, ref), ref.node))
+            if name not in accepted and any(map(accepts, (name, *_told(sizes, [name]), _shown(states, ref), ref.node)))
         ]
         if not found:
             return states, accepted

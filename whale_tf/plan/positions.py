@@ -31,7 +31,9 @@ def by_rule(operation: Operation) -> Local | str:
     if rule is None:
         return f"no rule says how {node.op} depends on its examples"
     cut = any(given.cut for given in inputs)
-    if any(given.cut and given.cut.ahead for given in inputs) or (cut and node.op in SUMMED and _counts(inputs)):
+    if any(given.cut and given.cut.ahead for given in inputs) or (
+        cut and node.op in SUMMED | {"Pack"} and _counts(inputs)
+    ):
         return counted(operation, rule)
     return by_letters(operation, rule)
 

@@ -90,7 +90,7 @@ class States:
       needed: the nodes that a gradient depends on.
       why: for nodes that run once and take values of parts, why no part runs them.
       accepted: the nodes whose totals are taken as each part has them.
-      torn: rows that each part has of its own, and that something needs whole: this cannot be.
+      torn: what each part has of its own and cannot be averaged, and something needs whole: this cannot be.
     """
 
     sizes: Sizes
@@ -250,8 +250,9 @@ class _Derivation:
         return frozenset() if ref in self.choices.prologue else known.coupled | {ref}
 
     def _whole(self, ref: Ref, known: Known) -> None:
-        """Notes what cannot be wanted whole: rows that each part has of its own."""
-        if isinstance(known.value.state, Apart) and self.sizes.following(ref) != ():
+        """Notes what cannot be wanted whole: rows that each part has of its own, and choices that each makes."""
+        averaged = self.sizes.type_of(ref).dtype in FLOATS and self.sizes.following(ref) == ()
+        if isinstance(known.value.state, Apart) and not averaged:
             self.torn.add(ref)
 
     def _gradient(self, node: Node) -> None:

@@ -166,6 +166,8 @@ def _wrong_copies(
             yield f"{_title(node)} is needed and nowhere in the program"
     known = {image for copies in images.values() for image in copies}
     for node in program.main:
+        if node.op in ("Merge", "Piece", "Scale", "Shift"):
+            yield f"{_title(node)} is a change of state, and stands in the main graph as it is"
         if node.stateful and node.name not in known:
             yield f"{_title(node)} of the main graph has effects and stands for no operation of the step"
 
