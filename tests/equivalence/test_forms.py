@@ -69,7 +69,7 @@ ACCEPTED = {
     "sorted_against_a_normal_sample", "rolled_batch", "mixed_examples",
     "permuted_batch", "accumulated_batch", "softmax_over_the_batch", "attention_over_the_batch",
     "pooled_over_the_batch", "contrast_of_two_views",
-    "contrast_of_a_doubled_batch", "nearest_other_example",
+    "nearest_other_example",
     "groups_of_a_reshape",
 }  # fmt: skip
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from types import MappingProxyType
 
+import numpy as np
+
 from whale_tf.ir.functions import functions_of
 from whale_tf.ir.graph import Node, Ref
 from whale_tf.ir.sharding import BLANK, SUMS, WHOLE, Apart, Split, Value
@@ -15,6 +17,16 @@ from whale_tf.plan import calls, lists, positions, rows, shapes
 from whale_tf.plan.local import FLOATS, Answer, Given, Inside, Local, Operation
 from whale_tf.plan.own import apart
 from whale_tf.plan.positions import by_rule
+
+
+def _begins(sizes: Sizes, node: str, position: int, ref: Ref) -> bool:
+    """Whether a constant at the other size is the beginning of the one at the global batch."""
+    there = sizes.operands.get((node, position))
+    if there is None or there.ndim != sizes.values[ref].ndim:
+        return True
+    larger, smaller = sorted((sizes.values[ref], there), key=lambda value: value.size, reverse=True)
+    return bool(np.array_equal(larger[tuple(slice(size) for size in smaller.shape)], smaller))
+
 
 BRANCHES = frozenset({"If", "StatelessIf"})
 
@@ -47,8 +59,9 @@ def operation_of(
             sizes.values.get(ref),
             functools.partial(sizes.proportional, ref),
             sizes.batch,
+            _begins(sizes, node.name, position, ref),
         )
-        for ref, value in zip(node.inputs, values, strict=True)
+        for position, (ref, value) in enumerate(zip(node.inputs, values, strict=True))
     )
     following = tuple(sizes.following(Ref(node.name, index)) for index in range(len(node.outputs)))
     return Operation(

@@ -58,6 +58,7 @@ class Given:
       number: its value where that is known when planning.
       proportional: whether a dim holds as many pieces as there are examples: (dim, outer).
       batch: the examples of the global batch.
+      begins: whether a constant at another size is the beginning of it, as a range is.
     """
 
     ref: Ref
@@ -67,6 +68,7 @@ class Given:
     number: Array | None
     proportional: Callable[[int, int], bool]
     batch: int
+    begins: bool = True
 
     @property
     def whole(self) -> bool:

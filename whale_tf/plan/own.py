@@ -30,6 +30,8 @@ def own(operation: Operation) -> Local | None:
         if given.value == Value(WHOLE) and not all(size is not None and size >= 0 for size in given.kind.shape):
             return None  # it may be as long as the batch
         if given.value == Value(WHOLE) and given.following != ():
+            if given.kind.dtype in INTEGERS and not given.begins:
+                return None  # numbers of examples of the whole batch
             if given.number is not None:
                 uses[position] = Use(Split((given.following or (0,))[0]), prefix=True)
             elif given.following is not None and len(given.following) == 1 and given.kind.dtype not in INTEGERS:
