@@ -289,7 +289,8 @@ class _Derivation:
         if written_resource(self.graph, node, self.written):
             return f"{node.op} takes its turn with what else uses a resource"
         operation = self._operation(node, [each.value for each in inputs])
-        alike = all(each.value == Value(WHOLE) for each in inputs) and not node.stateful and node.op not in RANDOM
+        plain = not node.stateful and node.op not in RANDOM and all(kind.dtype != "variant" for kind in node.outputs)
+        alike = plain and all(each.value == Value(WHOLE) for each in inputs)
         if alike and any(each.micro for each in inputs) and all(dims == () for dims in operation.following):
             return Local(tuple(Value(WHOLE) for _ in node.outputs))  # every part has the same, and makes the same of it
         return answer_of(operation)
