@@ -21,7 +21,7 @@ import tensorflow as tf
 
 import whale_tf as whale
 from benchmarks.measure import SECONDS, Claim, Measured, Unit, arguments, report
-from whale_tf import traces
+from whale_tf.capture import sized
 from whale_tf.capture.record import record
 from whale_tf.capture.translate import translate
 
@@ -94,7 +94,7 @@ def compile_once(layers: int, profile: cProfile.Profile | None = None) -> Compil
     step = stacked_step(layers)
     gc.collect()
     recording, translation = Stopwatch(record, profile), Stopwatch(translate, profile)
-    with mock.patch.multiple(traces, record=recording, translate=translation):
+    with mock.patch.multiple(sized, record=recording, translate=translation):
         start = time.perf_counter()
         if profile is not None:
             profile.enable()
