@@ -68,13 +68,19 @@ def accumulated_batch(h: tf.Tensor, y: tf.Tensor, net: Net) -> tf.Tensor:
 
 
 def folded_losses(h: tf.Tensor, y: tf.Tensor, net: Net) -> tf.Tensor:
-    """A sum by a loop over examples."""
+    """A sum by a loop over examples, which begins with the first example."""
     return tf.foldl(lambda total, loss: total + loss, squares(h, y)) / 16.0
 
 
 def last_of_scanned_losses(h: tf.Tensor, y: tf.Tensor, net: Net) -> tf.Tensor:
     """A moving average from example to example."""
     return tf.scan(lambda state, loss: 0.9 * state + 0.1 * loss, squares(h, y))[-1]
+
+
+def mapped_after_other_turns(h: tf.Tensor, y: tf.Tensor, net: Net) -> tf.Tensor:
+    """A loop over examples that shows each turn what the turns before have made."""
+    rows = tf.scan(lambda before, row: tf.tanh(before + row), h)
+    return tf.reduce_mean(squares(rows, y))
 
 
 def softmax_over_the_batch(h: tf.Tensor, y: tf.Tensor, net: Net) -> tf.Tensor:
@@ -179,6 +185,7 @@ RELATED = forms(
     shuffled_batch,
     accumulated_batch,
     folded_losses,
+    mapped_after_other_turns,
     last_of_scanned_losses,
     softmax_over_the_batch,
     attention_over_the_batch,

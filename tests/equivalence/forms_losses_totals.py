@@ -197,11 +197,6 @@ def mean_in_bfloat16(h: tf.Tensor, y: tf.Tensor, net: Net) -> tf.Tensor:
     return tf.reduce_mean(squares(tf.cast(half, tf.float32), y))
 
 
-def mapped_examples(h: tf.Tensor, y: tf.Tensor, net: Net) -> tf.Tensor:
-    """Each example by itself in a tf.map_fn."""
-    return tf.reduce_sum(tf.map_fn(lambda row: tf.reduce_sum(row**2), h)) / 16.0
-
-
 def first_examples(h: tf.Tensor, y: tf.Tensor, net: Net) -> tf.Tensor:
     return tf.reduce_mean(squares(h, y)[:2])
 
@@ -263,7 +258,6 @@ TOTALS = (
         totals_of_classes_times_weights,
         totals_of_classes_by_one_hot,
         sum_of_norms,
-        mapped_examples,
         first_examples,
         last_example,
         every_other_example,

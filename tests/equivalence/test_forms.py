@@ -42,7 +42,6 @@ class Lacks(enum.Enum):
 REFUSED: Mapping[str, Lacks] = {
     **{str(form): Lacks.STATISTIC for form in STATISTICS},
     **{str(form): Lacks.EXAMPLES for form in RELATED},
-    "mapped_examples": Lacks.EXAMPLES,  # no rule says yet that the turns of a loop are examples
 }
 
 

@@ -41,11 +41,23 @@ def test_an_element_is_cut_where_it_was() -> None:
     assert state_of(element) == "Split(0)"
 
 
-def test_a_list_whose_elements_are_examples_is_made_once() -> None:
+def test_each_part_has_a_list_of_its_own_examples() -> None:
     traced = trace(lambda x: {"y": stacked(raw.TensorListFromTensor(tensor=x, element_shape=SHAPE), SHAPE)})
+    assert traced.told(traced.derived()) == {"y": "Split(0)"}
+
+
+def test_a_list_of_examples_of_which_one_is_read_is_made_once() -> None:
+    """A list cannot be merged: it is made of the merged tensor."""
+
+    def first(x: tf.Tensor) -> dict[str, tf.Tensor]:
+        handle = raw.TensorListFromTensor(tensor=x, element_shape=SHAPE)
+        row = raw.TensorListGetItem(input_handle=handle, index=0, element_shape=SHAPE, element_dtype=tf.float32)
+        return {"y": row}
+
+    traced = trace(first)
     states = traced.derived()
     assert traced.told(states) == {"y": "once"}
-    assert "a list whose elements are examples" in states.why.values()
+    assert "a list that is needed whole" in states.why.values()
 
 
 def filled(x: tf.Tensor, *items: Any) -> tf.Tensor:

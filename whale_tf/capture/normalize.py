@@ -32,6 +32,8 @@ def _written(graph: Graph, node: Node) -> Iterator[Node]:
         yield from _shape(graph, node, node.inputs[0])
     elif node.op == "Mean" and node.outputs[0].dtype in FLOATS and -1 in graph.type_of(node.inputs[0]).shape:
         yield from _quotient(graph, node)
+    elif node.op == "TensorListStack":  # how many it must have is said of the whole batch
+        yield node.with_(attrs={**node.attrs, "num_elements": -1})
     else:
         yield node
 

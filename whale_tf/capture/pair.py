@@ -16,6 +16,8 @@ from whale_tf.ir.graph import Function, Graph, Node, Ref, Shape
 from whale_tf.ir.sizes import Array, Shapes, Sizes
 
 Bodies = Mapping[str, Graph]
+Known = Mapping[Ref, Array]
+CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 OF_A_TRACE = frozenset({"token", "seed", "seed2"})  # TensorFlow numbers them anew in each trace
 
 
@@ -37,17 +39,26 @@ def alone(graph: Graph, bodies: Bodies, batch: int) -> Sizes:
     return pair(graph, bodies, graph, bodies, batch, batch)
 
 
-def pair(graph: Graph, bodies: Bodies, other: Graph, other_bodies: Bodies, batch: int, size: int) -> Sizes:
+def pair(
+    graph: Graph,
+    bodies: Bodies,
+    other: Graph,
+    other_bodies: Bodies,
+    batch: int,
+    size: int,
+    known: tuple[Known, Known] = ({}, {}),
+) -> Sizes:
     """A step at every size, from its traces at two.
 
     Args:
       graph, bodies: at the global batch: the step, and what its nodes call.
       other, other_bodies: at `size` examples.
+      known: the values of arguments at both.
     Raises:
       UnlikeError: the traces are different programs.
     """
-    values = fold(graph)
-    values_there = values if other is graph else fold(other)
+    values = fold(graph, known[0])
+    values_there = values if other is graph else fold(other, known[1])
     _keep_common(graph, other, values, values_there)
     shapes: dict[Ref, Shape] = {}
     operands: dict[tuple[str, int], Array] = {}
@@ -85,8 +96,28 @@ def pair(graph: Graph, bodies: Bodies, other: Graph, other_bodies: Bodies, batch
             fixed.add(node.name)
         for name in functions_of(node).values():
             if name not in called and name in bodies and name in other_bodies:
-                called[name] = pair(bodies[name], bodies, other_bodies[name], other_bodies, batch, size)
+                handed = _handed(node, bodies[name], values, there, other_bodies[name], values_there)
+                called[name] = pair(bodies[name], bodies, other_bodies[name], other_bodies, batch, size, handed)
     return Sizes(graph, batch, size, shapes, values, operands, attributes, called, frozenset(fixed))
+
+
+def _handed(
+    node: Node, body: Graph, values: Known, there: Node, body_there: Graph, values_there: Known
+) -> tuple[Known, Known]:
+    """What a call hands to its function, which no other node calls, of known value at both sizes."""
+    here, other = dict[Ref, Array](), dict[Ref, Array]()
+    if node.op not in CALLS:
+        return here, other
+    arguments, arguments_there = _arguments(body), _arguments(body_there)
+    for position, (ref, ref_there) in enumerate(zip(node.inputs, there.inputs, strict=True)):
+        value, value_there = values.get(ref), values_there.get(ref_there)
+        if value is not None and value_there is not None and value.shape == value_there.shape:
+            here[arguments[position]], other[arguments_there[position]] = value, value_there
+    return here, other
+
+
+def _arguments(body: Graph) -> Mapping[int, Ref]:
+    return {node.attrs["index"]: Ref(node.name) for node in body if node.op == "Argument"}
 
 
 def _keep_common(graph: Graph, other: Graph, values: dict[Ref, Array], values_there: dict[Ref, Array]) -> None:

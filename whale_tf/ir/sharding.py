@@ -10,6 +10,14 @@
     Apart            every part has a value of its own, which stands for the whole one where the user accepts that
     Blank            a list that has no elements yet, which is the same in any state
 
+A list of tensors is what its elements are; one with an element for each example is Split(-1). Where the turns of a loop
+are the examples, its body has, at each turn:
+
+    Each             what belongs to the example of this turn
+    Turn(k)          the number of the turn plus k, which each part counts from 0
+    Count            how many examples a part has; as a condition, whether there are more of them
+    Running(op)      the reduction by `op` over the turns so far, which nothing reads: behind the loop a Partial
+
 On the batch a value also has a *degree* k: a part with `share` of the examples holds share^k times what the state says.
 `Mean` of floats over the batch gives Partial(sum) of degree -1, since each part divides by its own number of examples.
 Products add degrees; terms of a sum must have the same. A Whole of degree k is a Partial(sum) of degree k - 1, since
@@ -20,6 +28,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -125,13 +134,60 @@ class Extent:
         return f"Extent({self.at})"
 
 
-State = Whole | Split | Partial | Owned | Apart | Blank | Extent
+@dataclass(frozen=True, slots=True)
+class Each:
+    """What belongs to the example of a loop's turn.
 
-WHOLE, APART, BLANK, SUMS = Whole(), Apart(), Blank(), Partial(Reduction.SUM)
+    Attributes:
+      back: the loop goes from the last example to the first.
+    """
 
-_STATE = re.compile(
-    r"(Whole|Split|Partial|Owned|Apart|Blank|Extent)(?:\((\w+)(?:, (\d+))?(?:, (-?\d+)(, column)?)?\))?"
-)
+    back: bool = False
+
+    def __str__(self) -> str:
+        return "Each(back)" if self.back else "Each"
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The number of a loop's turn, whose turns are the examples.
+
+    Attributes:
+      plus: what is added to it.
+      back: the loop goes from the last example to the first; the number is that of the example.
+    """
+
+    plus: int = 0
+    back: bool = False
+
+    def __str__(self) -> str:
+        return f"Turn({self.plus}, back)" if self.back else f"Turn({self.plus})"
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How many examples a part has, or whether a loop has more of them to take."""
+
+    def __str__(self) -> str:
+        return "Count"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What a loop whose turns are examples has reduced so far."""
+
+    op: Reduction = Reduction.SUM
+
+    def __str__(self) -> str:
+        return f"Running({self.op})"
+
+
+State = Whole | Split | Partial | Owned | Apart | Blank | Extent | Each | Turn | Count | Running
+
+WHOLE, APART, BLANK, SUMS, COUNT = Whole(), Apart(), Blank(), Partial(Reduction.SUM), Count()
+LISTED = Split(-1)  # a list with an element for each example
+
+_STATE = re.compile(r"(\w+)(?:\(([^()]+)\))?")
 _VALUE = re.compile(r"(.*?)(?: of degree (-?\d+(?:/\d+)?))?")
 
 
@@ -157,6 +213,31 @@ class Value:
         return cls(parse_state(found[1]), Fraction(found[2] or 0))
 
 
+def _split(dim: str, outer: str = "1", ahead: str = "0", column: str = "") -> Split:
+    return Split(int(dim), int(outer), int(ahead), _flag(column, "column"))
+
+
+def _flag(text: str, name: str) -> bool:
+    if text not in ("", name):
+        raise ValueError(text)
+    return bool(text)
+
+
+_MADE: Mapping[str, Callable[..., State]] = {
+    "Whole": Whole,
+    "Split": _split,
+    "Partial": lambda op: Partial(Reduction(op)),
+    "Owned": lambda at: Owned(int(at)),
+    "Apart": Apart,
+    "Blank": Blank,
+    "Extent": lambda at: Extent(int(at)),
+    "Each": lambda back="": Each(_flag(back, "back")),
+    "Turn": lambda plus, back="": Turn(int(plus), _flag(back, "back")),
+    "Count": Count,
+    "Running": lambda op: Running(Reduction(op)),
+}
+
+
 def parse_state(text: str) -> State:
     """The state that prints as `text`.
 
@@ -166,18 +247,7 @@ def parse_state(text: str) -> State:
     found = _STATE.fullmatch(text)
     try:
         if found is not None:
-            kind, first, second, third, column = found.groups()
-            if kind == "Split":
-                return Split(int(first), int(second or 1), int(third or 0), column is not None)
-            if kind == "Extent":
-                return Extent(int(first))
-            if kind == "Partial":
-                return Partial(Reduction(first))
-            if kind == "Owned":
-                return Owned(int(first))
-            if first is None:
-                plain: dict[str, State] = {"Whole": WHOLE, "Apart": APART, "Blank": BLANK}
-                return plain[kind]
+            return _MADE[found[1]](*(found[2].split(", ") if found[2] else ()))
     except (KeyError, TypeError, ValueError):
         pass
     raise InternalError(

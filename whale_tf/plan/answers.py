@@ -17,6 +17,7 @@ from whale_tf.plan import calls, lists, positions, rows, shapes
 from whale_tf.plan.local import FLOATS, Answer, Given, Inside, Local, Operation
 from whale_tf.plan.own import apart
 from whale_tf.plan.positions import by_rule
+from whale_tf.plan.turns import of_turn
 
 
 def _begins(sizes: Sizes, node: str, position: int, ref: Ref) -> bool:
@@ -26,6 +27,14 @@ def _begins(sizes: Sizes, node: str, position: int, ref: Ref) -> bool:
         return True
     larger, smaller = sorted((sizes.values[ref], there), key=lambda value: value.size, reverse=True)
     return bool(np.array_equal(larger[tuple(slice(size) for size in smaller.shape)], smaller))
+
+
+def _counts(sizes: Sizes, node: str, position: int, ref: Ref) -> bool:
+    """Whether a constant is the number of examples at both sizes."""
+    there = sizes.operands.get((node, position))
+    if there is None or there.size != 1 or there.dtype.kind not in "iu":
+        return False
+    return bool(sizes.values[ref] == sizes.batch and there == sizes.other)
 
 
 BRANCHES = frozenset({"If", "StatelessIf"})
@@ -60,6 +69,7 @@ def operation_of(
             functools.partial(sizes.proportional, ref),
             sizes.batch,
             _begins(sizes, node.name, position, ref),
+            _counts(sizes, node.name, position, ref),
         )
         for position, (ref, value) in enumerate(zip(node.inputs, values, strict=True))
     )
@@ -72,6 +82,7 @@ def operation_of(
         sizes.batch,
         needed,
         asserts(sizes, node),
+        sizes.bodies,
         inside,
     )
 
@@ -87,7 +98,7 @@ def asserts(sizes: Sizes, node: Node) -> bool:
 
 def answer_of(operation: Operation) -> Answer:
     """The states of the results and the uses of the operands, or why no part can run it."""
-    for found in (apart(operation), special(operation)):
+    for found in (apart(operation), of_turn(operation), special(operation)):
         if found is not None:
             break
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from whale_tf.ir.graph import Ref
+from whale_tf.ir.graph import Node, Ref
 from whale_tf.ir.sharding import BLANK, SUMS, WHOLE, Split, Value
 from whale_tf.ir.sizes import Sizes, uniform
 from whale_tf.plan.answers import RANDOM, answer_of, operation_of
@@ -14,6 +14,7 @@ from whale_tf.plan.local import AS_IS, Use
 FUSED = frozenset({"FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"})
 PASSED = frozenset({"Identity", "TensorListSetItem", "TensorListPushBack", "TensorListPopBack", "TensorListResize"})
 EMPTY = frozenset({"TensorListReserve", "EmptyTensorList", "OptionalNone"})
+LISTS = frozenset({"TensorListFromTensor"})
 OUTPUTS = ""  # in the uses of a function, the node that its results go to
 
 
@@ -58,9 +59,10 @@ def derive_body(
             values.update((ref, Value(WHOLE)) for ref in outputs)
             continue
         given = [values[ref] for ref in node.inputs]
-        grows = any(sizes.following(ref) for ref in outputs) or node.op in EMPTY
         empty = node.op in PASSED and given[0].state == BLANK
-        if not grows and not empty and all(value == Value(WHOLE) or value.state == BLANK for value in given):
+        drawn = node.op in RANDOM and node.stateful
+        whole = all(value == Value(WHOLE) or value.state == BLANK for value in given)
+        if whole and not (empty or drawn or grows(sizes, node)):
             values.update((ref, Value(WHOLE)) for ref in outputs)
             continue
         if node.name in sizes.fixed:
@@ -85,6 +87,12 @@ def derive_body(
             return "inside it, a result depends on the batch in another way than is wanted"
         uses[OUTPUTS, index], results[index] = use, value
     return Body(tuple(results), uses)
+
+
+def grows(sizes: Sizes, node: Node) -> bool:
+    """Whether rows that follow the batch, or a list, may be made of operands that are whole."""
+    listed = node.op in LISTS and bool(sizes.following(node.inputs[0]))
+    return node.op in EMPTY or listed or any(sizes.following(Ref(node.name, i)) for i in range(len(node.outputs)))
 
 
 def _as_wanted(sizes: Sizes, ref: Ref, wanted: Value) -> Use | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from whale_tf.ir.graph import Function, Node
-from whale_tf.ir.sharding import BLANK, SUMS, WHOLE, Partial, Reduction, Split, Value
+from whale_tf.ir.sharding import BLANK, LISTED, SUMS, WHOLE, Each, Partial, Reduction, Split, Value
 from whale_tf.ir.sizes import uniform
 from whale_tf.plan.local import AS_IS, FLOATS, ZERO, Answer, Given, Local, Operation, Use, piece_of
+from whale_tf.plan.turns import loop_over_examples
 
 
 def call(operation: Operation) -> Answer:
@@ -66,10 +67,21 @@ def together(values: list[Value]) -> Value | None:
 
 def loop(operation: Operation) -> Answer:
     """What a loop carries has the state that its body gives it, found by running it until nothing changes."""
-    node, inputs = operation.node, operation.inputs
+    node = operation.node
     condition, turn = body(node, "cond"), body(node, "body")
     if condition is None or turn is None:
         return f"no rule says how {node.op} depends on its examples"
+    found = _loop_for_all(operation, condition, turn)
+    if isinstance(found, str):
+        by_example = loop_over_examples(operation, condition, turn)
+        listed = any(given.value == Value(LISTED) for given in operation.inputs)
+        return found if isinstance(by_example, str) and not listed else by_example
+    return found
+
+
+def _loop_for_all(operation: Operation, condition: str, turn: str) -> Answer:
+    """A loop of as many turns in each part as over the whole batch."""
+    inputs = operation.inputs
     carried, uses = _entering(inputs)
     for position, given in enumerate(inputs):
         if given.value == Value(WHOLE) and position not in uses and _is_zero(given):
@@ -117,6 +129,8 @@ def _enters(before: Given, after: Value) -> Use | None:
         return AS_IS
     if before.value != Value(WHOLE):
         return None
+    if isinstance(after.state, Each) and before.following == ():
+        return AS_IS
     if isinstance(after.state, Split) and after.degree == ZERO:
         return piece_of(before, after.state)
     if after.state == SUMS and before.kind.dtype.startswith("float"):

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from whale_tf.ir.sharding import BLANK, WHOLE, Split, Value
+from whale_tf.ir.sharding import BLANK, LISTED, WHOLE, Split, Value
 from whale_tf.plan.calls import together
-from whale_tf.plan.local import Answer, Local, Operation, piece_of
+from whale_tf.plan.local import AS_IS, Answer, Local, Operation, piece_of
 
 
 def list_of(operation: Operation) -> Answer:
     """TensorListFromTensor: the elements of a tensor along dim 0."""
     given = operation.inputs[0]
-    if given.cut is None:
+    cut = given.cut
+    use = AS_IS
+    if cut is None and given.whole and given.following and len(given.following) == 1:
+        cut = Split(given.following[0])
+        piece = piece_of(given, cut)
+        if piece is None:
+            return f"'{given.ref}' is not cut as examples are"
+        use = piece
+    if cut is None:
         return Local((given.value,))
-    if given.cut.dim == 0:
-        return "a list whose elements are examples"
-    return Local((Value(Split(given.cut.dim - 1, given.cut.outer), given.value.degree),))
+    if cut.dim == 0 and cut.outer > 1:
+        return "a list whose elements are examples, several times over"
+    if cut.dim == 0:  # the body of a loop may make anything of an element: it is given as it is
+        return Local((Value(LISTED),), {0: use._replace(power=-given.value.degree)})
+    return Local((Value(Split(cut.dim - 1, cut.outer), given.value.degree),), {0: use})
 
 
 def stacked(operation: Operation) -> Answer:

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 
 from whale_tf.ir.graph import Node, Ref, TensorType
 from whale_tf.ir.sharding import BLANK, SUMS, WHOLE, Apart, Blank, Extent, Partial, Reduction, Split, Value, Whole
-from whale_tf.ir.sizes import Array, uniform
+from whale_tf.ir.sizes import Array, Sizes, uniform
 from whale_tf.plan.kinds import Rule
 
 INTEGERS = frozenset({"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"})
@@ -36,6 +36,7 @@ class Use(NamedTuple):
       prefix: the piece is that of the first part, which every part takes, and counts from there.
       shift: what a part counts from its first example becomes what the whole batch counts, by adding this for each
         example before: one number, or one for each column.
+      sized: it is a known number that is another at another size of the batch, and becomes that of the part.
     """
 
     piece: Split | None = None
@@ -44,6 +45,7 @@ class Use(NamedTuple):
     merged: bool = False
     prefix: bool = False
     shift: tuple[int, ...] = ()
+    sized: bool = False
 
 
 AS_IS = Use()
@@ -59,6 +61,7 @@ class Given:
       proportional: whether a dim holds as many pieces as there are examples: (dim, outer).
       batch: the examples of the global batch.
       begins: whether a constant at another size is the beginning of it, as a range is.
+      counts: whether it is the number of examples, at every size.
     """
 
     ref: Ref
@@ -69,6 +72,7 @@ class Given:
     proportional: Callable[[int, int], bool]
     batch: int
     begins: bool = True
+    counts: bool = False
 
     @property
     def whole(self) -> bool:
@@ -116,6 +120,7 @@ class Operation:
       batch: the examples of the global batch.
       needed: whether a gradient depends on it.
       asserts: whether all it does is to assert something.
+      bodies: the functions that the node calls, by name.
       inside: the results of a function that the node calls, for arguments of these values and, if they are said, as
         what they are wanted; or why it has none.
     """
@@ -127,6 +132,7 @@ class Operation:
     batch: int
     needed: bool
     asserts: bool
+    bodies: Mapping[str, Sizes]
     inside: Inside
 
 

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from whale_tf.ir.graph import Graph, Node, Ref
-from whale_tf.ir.sharding import APART, BLANK, SUMS, WHOLE, Apart, Partial, Split, State, Value
+from whale_tf.ir.sharding import APART, BLANK, COUNT, SUMS, WHOLE, Apart, Partial, Split, State, Value
 from whale_tf.ir.sizes import Sizes
 from whale_tf.plan.answers import RANDOM, answer_of, asserts, operation_of
-from whale_tf.plan.bodies import EMPTY, FUSED, derive_body
+from whale_tf.plan.bodies import FUSED, derive_body, grows
 from whale_tf.plan.local import AS_IS, FLOATS, INTEGERS, Local, Operation, Use
 from whale_tf.plan.own import own
 from whale_tf.plan.resources import written_resource, written_resources
@@ -111,13 +111,21 @@ class States:
 
 def derive(sizes: Sizes, choices: Choices) -> States:
     """The states of all values of a step."""
-    return _Derivation(sizes, choices).run()
+    once = frozenset[str]()
+    while True:  # lists cannot be merged: one that is wanted whole is made of merged tensors
+        derivation = _Derivation(sizes, choices, once)
+        states = derivation.run()
+        if derivation.lists <= once:
+            return states
+        once |= derivation.lists
 
 
 @dataclass
 class _Derivation:
     sizes: Sizes
     choices: Choices
+    once: frozenset[str]
+    lists: set[str] = field(default_factory=set)
     known: dict[Ref, Known] = field(default_factory=dict)
     level: dict[str, int] = field(default_factory=dict)
     uses: dict[tuple[str, int], Use] = field(default_factory=dict)
@@ -179,7 +187,7 @@ class _Derivation:
     def _ordinary(self, node: Node) -> None:
         inputs = [self.known[ref] for ref in node.inputs]
         random = node.op in RANDOM
-        if random or any(each.micro or each.value.state == BLANK for each in inputs) or self._grows(node):
+        if random or any(each.micro or each.value.state == BLANK for each in inputs) or grows(self.sizes, node):
             reason = self._by_parts(node, inputs)
             if reason is None:
                 return
@@ -187,14 +195,10 @@ class _Derivation:
                 self.why[node.name] = reason
         self._once(node, inputs)
 
-    def _grows(self, node: Node) -> bool:
-        """Whether rows that follow the batch are made of operands that do not."""
-        return any(self.sizes.following(Ref(node.name, index)) for index in range(len(node.outputs))) or (
-            node.op in EMPTY
-        )
-
     def _by_parts(self, node: Node, inputs: Sequence[Known]) -> str | None:
         """Lets each part run the node; the reason if it cannot."""
+        if node.name in self.once:
+            return "a list that is needed whole"
         found = self._local(node, inputs)
         merged: list[int] = []
         if isinstance(found, str) and self._is_own(node, inputs):
@@ -250,7 +254,9 @@ class _Derivation:
         return frozenset() if ref in self.choices.prologue else known.coupled | {ref}
 
     def _whole(self, ref: Ref, known: Known) -> None:
-        """Notes what cannot be wanted whole: rows that each part has of its own, and choices that each makes."""
+        """Notes what cannot be wanted whole: lists, rows that each part has of its own, and choices that each makes."""
+        if known.micro and self.sizes.type_of(ref).dtype == "variant":
+            self.lists.add(ref.node)
         averaged = self.sizes.type_of(ref).dtype in FLOATS and self.sizes.following(ref) == ()
         if isinstance(known.value.state, Apart) and not averaged:
             self.torn.add(ref)
@@ -267,9 +273,10 @@ class _Derivation:
         if not source.micro:
             self._set(node, [Value(WHOLE)], source.level, given=False)
             return
-        degree = as_total(source.value).degree
-        if degree:
-            self.uses[node.name, 0] = Use(power=-degree)
+        total = as_total(source.value)
+        power = (total.state == WHOLE and node.outputs[0].dtype in FLOATS) - total.degree  # of a whole one its share
+        if power:
+            self.uses[node.name, 0] = Use(power=power)
         self._set(node, [Value(WHOLE)], source.level + 1, given=False)
 
     def _set(
@@ -356,4 +363,6 @@ def _own_total(value: Value) -> Value:
 
 def as_total(value: Value) -> Value:
     """What a value is where it is merged: each part's own one is averaged by its share of the examples."""
+    if value == Value(COUNT):
+        return Value(SUMS)
     return Value(SUMS, value.degree - 1) if isinstance(value.state, Apart) else value

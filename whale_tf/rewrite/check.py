@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from whale_tf.errors import InternalError
+from whale_tf.ir.functions import functions_of
 from whale_tf.ir.graph import ALIAS_OPS, BOUNDARY_OPS, Graph, Node, Ref
 from whale_tf.ir.sizes import Sizes
 from whale_tf.plan.answers import RANDOM
@@ -132,9 +133,10 @@ def _stands_for(graph: Graph, function: StageFunction, given: Ref, wanted: Ref) 
 
 
 def _says_size(function: StageFunction, given: Ref, target: Node, position: int, sizes: Sizes, size: int) -> bool:
-    """Whether a constant says a shape, as it is at this size."""
+    """Whether a constant says a shape, or how many turns a loop takes, as it is at this size."""
     node = function.graph[given.node]
-    if node.op != "Const" or position not in shape_operands(target.op) or target.name not in sizes.graph:
+    says = position in shape_operands(target.op) or bool(functions_of(target))
+    if node.op != "Const" or not says or target.name not in sizes.graph:
         return False
     wanted = sizes.operand_at(target.name, position, size)
     return wanted is not None and bool(tuple(wanted.ravel().tolist()) == node.attrs["value"])

@@ -43,7 +43,7 @@ def resize(function: StageFunction, states: States, made_of: Mapping[str, Ref], 
     sizes = states.sizes
     if size == sizes.batch:
         return Resized(function, {})
-    writer = _Writer(sizes, states, size, made_of)
+    writer = _Writer(sizes, states, size, made_of, _sized(states))
     for node in function.graph:
         if node.op == "Argument":
             source = function.arguments[node.attrs["index"]]
@@ -60,7 +60,7 @@ def at_size(graph: Graph, states: States, made_of: Mapping[str, Ref], size: int)
     """The step with the shapes that a micro-batch of `size` examples has; what runs once keeps its own."""
     if size == states.sizes.batch:
         return graph
-    writer = _Writer(states.sizes, states, size, made_of)
+    writer = _Writer(states.sizes, states, size, made_of, _sized(states))
 
     def sized(node: Node) -> Node:
         level = states.level.get(node.name, FREE)
@@ -79,7 +79,7 @@ class _Writer:
     states: States
     size: int
     made_of: Mapping[str, Ref]
-    uses: Mapping[tuple[str, int], Use] = field(default_factory=dict)
+    uses: Mapping[tuple[str, int], Use]
     nodes: dict[str, Node] = field(default_factory=dict)
     calls: dict[str, Graph] = field(default_factory=dict)
     within: bool = False
@@ -97,10 +97,10 @@ class _Writer:
         runs_by_parts = self._runs_by_parts(node)
         inputs = list(node.inputs)
         for position in range(len(inputs)):
-            use = self.uses.get((name, position))
-            if use is not None and use.alike:
+            use = self.uses.get((name, position), AS_IS)
+            if use.alike:
                 inputs[position] = self._alike(self.sizes.graph[name].inputs[position])
-            elif position in shape_operands(node.op) and (name, position) in self.sizes.operands:
+            elif use.sized or (position in shape_operands(node.op) and (name, position) in self.sizes.operands):
                 inputs[position] = self._operand(node, position)
         if not runs_by_parts:
             self.node(node)
@@ -187,6 +187,11 @@ class _Writer:
             ]
             self.calls[name] = Graph.of(writer.nodes.values(), outputs, graph.effects, attrs=graph.attrs)
         return name
+
+
+def _sized(states: States) -> Mapping[tuple[str, int], Use]:
+    """The operands of the step that become numbers of the size; what else is made of operands is nodes by now."""
+    return {at: use for at, use in states.uses.items() if use.sized}
 
 
 def number_of(value: Array) -> Any:
