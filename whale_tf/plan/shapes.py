@@ -20,6 +20,8 @@ def reshape(operation: Operation) -> Answer:
     if given.ragged and given.cut is not None:
         rows = given.cut.dim == 0 and node.outputs[0].shape[:1] == (-1,) and node.outputs[0].shape[1:].count(-1) == 0
         return Local((given.value,)) if rows else f"{node.op} mixes examples with other dims"
+    if given.cut is None and any(not other.whole for other in operation.inputs[1:]):
+        return f"{node.op} takes all rows, and the number of a part's"
     if given.cut is None:
         if given.reduction is None or operation.following[0] == ():
             return Local((given.value,)) if operation.following[0] == () else f"{node.op} makes rows of a total"
