@@ -2,6 +2,7 @@
 
 TOTALS      nothing: a sum or a mean, in whatever dress
 EXAMPLES    nothing: losses of single examples of many kinds
+RAGGED      nothing: some rows of the batch, chosen when it runs
 WEIGHTED    totals that follow from inputs, known before the forward
 TURNS       nothing: loops whose turns are the examples
 STATISTICS  a few numbers that all examples make, in the middle of the step
@@ -12,12 +13,13 @@ from __future__ import annotations
 
 from tests.equivalence.forms import named
 from tests.equivalence.forms_losses_examples import EXAMPLES
+from tests.equivalence.forms_losses_ragged import RAGGED
 from tests.equivalence.forms_losses_related import RELATED
 from tests.equivalence.forms_losses_statistics import STATISTICS
 from tests.equivalence.forms_losses_totals import TOTALS
 from tests.equivalence.forms_losses_turns import TURNS
 from tests.equivalence.forms_losses_weighted import WEIGHTED
 
-__all__ = ["EXAMPLES", "LOSSES", "RELATED", "STATISTICS", "TOTALS", "TURNS", "WEIGHTED"]
+__all__ = ["EXAMPLES", "LOSSES", "RAGGED", "RELATED", "STATISTICS", "TOTALS", "TURNS", "WEIGHTED"]
 
-LOSSES = named(TOTALS, EXAMPLES, TURNS, WEIGHTED, STATISTICS, RELATED)
+LOSSES = named(TOTALS, EXAMPLES, TURNS, RAGGED, WEIGHTED, STATISTICS, RELATED)

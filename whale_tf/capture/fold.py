@@ -50,7 +50,7 @@ def _folded(graph: Graph, node: Node, values: Mapping[Ref, Array]) -> Sequence[A
     if not node.outputs or any(kind.dtype in OPAQUE for kind in node.outputs):
         return None
     if node.op == "Const":
-        return _constant(node)
+        return constant(node)
     if node.op in OF_SHAPES or node.op in ALIKE:
         return _of_shapes(graph, node)
     if node.op == "Equal" and node.inputs[0] == node.inputs[1]:
@@ -64,11 +64,11 @@ def _folded(graph: Graph, node: Node, values: Mapping[Ref, Array]) -> Sequence[A
         return None
     small = all(not kind.shape.known or math.prod(kind.shape.sizes) <= LARGEST for kind in node.outputs)
     if small and all(values[ref].size <= LARGEST_INPUT for ref in node.inputs):
-        return _computed(node, [values[ref] for ref in node.inputs])
+        return computed(node, [values[ref] for ref in node.inputs])
     return _spread(node, [values[ref] for ref in node.inputs])
 
 
-def _constant(node: Node) -> Sequence[Array] | None:
+def constant(node: Node) -> Sequence[Array] | None:
     kind, value = node.outputs[0], node.attrs["value"]
     if not kind.shape.known:
         return None
@@ -114,11 +114,11 @@ def _spread(node: Node, inputs: Sequence[Array]) -> Sequence[Array] | None:
     numbers = [uniform(value) for value in inputs[:1] if node.op in SPREAD] or [uniform(value) for value in inputs]
     if node.op not in ELEMENTWISE | SPREAD or any(number is None for number in numbers):
         return None
-    found = numbers if node.op in SPREAD else _computed(node, [number for number in numbers if number is not None])
+    found = numbers if node.op in SPREAD else computed(node, [number for number in numbers if number is not None])
     return None if not found or found[0] is None else [np.broadcast_to(found[0], node.outputs[0].shape.sizes)]
 
 
-def _computed(node: Node, inputs: Sequence[Array]) -> Sequence[Array] | None:
+def computed(node: Node, inputs: Sequence[Array]) -> Sequence[Array] | None:
     try:
         given = [tf.constant(np.ascontiguousarray(value).reshape(value.shape)) for value in inputs]
         result = execute.execute(node.op.encode(), len(node.outputs), given, _attributes(node), context.context())

@@ -196,6 +196,7 @@ _APPLIES: Mapping[Callable[[Operation], Answer], str] = {
     rows.shape_of: "Shape Size",
     shapes.product_of: "Prod",
     positions.where: "Where",
+    positions.of_sparse: "SparseTensorDenseMatMul",
     positions.by_position: " ".join(positions.POSITIONS),
     shapes.reshape: "Reshape Squeeze ExpandDims EnsureShape",
     shapes.concat: "ConcatV2",

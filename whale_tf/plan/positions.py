@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from whale_tf.ir.graph import Node
-from whale_tf.ir.sharding import WHOLE, Extent, Split, Value
+from whale_tf.ir.sharding import SUMS, WHOLE, Extent, Split, Value
 from whale_tf.ir.sizes import uniform
 from whale_tf.plan.local import INTEGERS, Answer, Given, Local, Operation, Use, by_letters, piece_of
 from whale_tf.plan.rows import sizes_of_rows
@@ -138,9 +138,10 @@ def columns_ahead(given: Given) -> int:
 def where(operation: Operation) -> Answer:
     """The positions of what is true, counted from the part's first example."""
     given = operation.inputs[0]
-    if given.cut != Split(0) or len(given.kind.shape) != 1 or not given.proportional(0, 1):
+    if given.cut != Split(0) or not given.proportional(0, 1):
         return "Where chooses among examples and other dims at once"
-    return Local((Value(Split(0, 1, (given.kind.shape[0] or 0) // given.batch)),))
+    unit = (given.kind.shape[0] or 0) // given.batch
+    return Local((Value(Split(0, 1, unit, column=len(given.kind.shape) > 1)),))
 
 
 # For each operation that goes by positions in dim 0: where it takes them, and what they are positions in.
@@ -176,6 +177,21 @@ def by_position(operation: Operation) -> Answer:
     else:
         answer = _scattered(operation, cut, rows) if operation.inputs[0].cut == Split(0) else by_rule(operation)
     return replace(answer, uses={**answer.uses, **uses}) if isinstance(answer, Local) else answer
+
+
+def of_sparse(operation: Operation) -> Answer:
+    """SparseTensorDenseMatMul, of a sparse matrix with a row for each example: the part's rows, or a sum over them."""
+    indices, values, shape, dense = operation.inputs
+    unit = indices.cut.ahead if indices.cut is not None and indices.cut.column else 0
+    if unit != 1 or values.cut != Split(0) or not shape.whole:
+        return by_rule(operation)
+    degree = values.value.degree
+    if not operation.node.attrs.get("adjoint_a", False):
+        rows = dense.whole and dense.following == () and operation.following[0] == (0,)
+        return Local((Value(Split(0), degree),), {3: Use(power=-dense.value.degree)}) if rows else by_rule(operation)
+    if dense.cut != Split(0) or operation.following[0] != ():
+        return by_rule(operation)
+    return Local((Value(SUMS, degree + dense.value.degree),))
 
 
 def _gathered(operation: Operation, cut: Split, rows: int) -> Answer:

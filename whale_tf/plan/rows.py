@@ -63,6 +63,8 @@ def rows_of(operation: Operation) -> Answer:
     position = 0 if node.op == "Fill" else 1
     shape, data = operation.inputs[position], operation.inputs[1 - position]
     dim = shape.value.state.at if isinstance(shape.value.state, Extent) else 0
+    if data.ragged and data.cut == Split(dim) and node.outputs[0].shape[dim] == -1:
+        return Local((data.value,))  # over other dims than the rows
     if not data.whole or data.following != () or node.outputs[0].shape[dim : dim + 1] != (-1,):
         return f"{node.op} makes rows of what depends on examples"
     return Local((Value(Split(dim), data.value.degree),))

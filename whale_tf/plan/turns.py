@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 from whale_tf.ir.functions import functions_of
 from whale_tf.ir.graph import Graph, Node, Ref
@@ -134,7 +135,7 @@ _LISTS: Mapping[str, Callable[[Operation, Sequence[State]], Answer | None]] = {
 # Numbers
 
 
-def _is_turn(state: State) -> bool:
+def _is_turn(state: State) -> TypeGuard[Turn]:
     return isinstance(state, Turn) and not state.plus
 
 
