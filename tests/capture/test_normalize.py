@@ -19,9 +19,9 @@ graph step(out: m) {
   x = Input() {index=0, batch=true} : float32[8]
   found = Where(x) : int64[?,1]
   chosen = Reshape(found, x) : int64[?]
-  axis = Const() : int32[]
+  axis = Const() {dtype=int32, value=0} : int32[]
   rows = GatherV2(x, chosen, axis) {batch_dims=0} : float32[?]
-  axes = Const() : int32[1]
+  axes = Const() {dtype=int32, value=(0)} : int32[1]
   m = Mean(rows, axes) {T=float32} : float32[]
 }
 """

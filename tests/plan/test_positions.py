@@ -37,7 +37,8 @@ def states_of(function: Callable[..., Any], *specs: tf.TensorSpec) -> tuple[str,
         (lambda m, x: tf.cast(tf.where(m), tf.int32), "Split(0, 1, 1)"),
         (lambda m, x: tf.gather(tf.constant([1.0, 2.0]), tf.where(m)[:, 0] % 2), "Split(0)"),
         (lambda m, x: tf.gather(x, tf.argsort(x[:, 0])), "once"),
-        (lambda m, x: tf.where(tf.logical_and(m[:, tf.newaxis], x > 0)), "once"),
+        (lambda m, x: tf.where(tf.logical_and(m[:, tf.newaxis], x > 0)), "Split(0, 1, 1, column)"),
+        (lambda m, x: tf.where(tf.transpose(x) > 0), "once"),
     ],
 )
 def test_positions_of_examples_are_counted_by_each_part(function: Callable[..., Any], state: str) -> None:

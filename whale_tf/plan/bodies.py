@@ -9,7 +9,7 @@ from whale_tf.ir.graph import Node, Ref
 from whale_tf.ir.sharding import BLANK, SUMS, WHOLE, Split, Value
 from whale_tf.ir.sizes import Sizes, uniform
 from whale_tf.plan.answers import RANDOM, answer_of, operation_of
-from whale_tf.plan.local import AS_IS, Use
+from whale_tf.plan.local import AS_IS, Local, Use
 
 FUSED = frozenset({"FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"})
 PASSED = frozenset({"Identity", "TensorListSetItem", "TensorListPushBack", "TensorListPopBack", "TensorListResize"})
@@ -72,10 +72,9 @@ def derive_body(
         found = answer_of(operation_of(sizes, node, given, True, inside))
         if isinstance(found, str):
             return f"inside it, {found}"
-        if any(use.power or use.shift or (use.piece and not use.alike) for use in found.uses.values()):
-            return f"inside it, {node.op} takes a value that would have to be cut or scaled"
-        if "Stateless" in node.op and node.op in RANDOM:
-            return "inside it, random numbers are drawn from a seed"
+        refused = _refused(node, found)
+        if refused:
+            return f"inside it, {refused}"
         uses.update(((node.name, position), use) for position, use in found.uses.items())
         values.update(zip(outputs, found.results, strict=True))
     results = [values[ref] for ref in sizes.graph.outputs]
@@ -87,6 +86,13 @@ def derive_body(
             return "inside it, a result depends on the batch in another way than is wanted"
         uses[OUTPUTS, index], results[index] = use, value
     return Body(tuple(results), uses)
+
+
+def _refused(node: Node, found: Local) -> str:
+    """Why a part cannot do in a body what it can in the step."""
+    if any(use.power or use.shift or (use.piece and not use.alike) for use in found.uses.values()):
+        return f"{node.op} takes a value that would have to be cut or scaled"
+    return "random numbers are drawn from a seed" if "Stateless" in node.op and node.op in RANDOM else ""
 
 
 def grows(sizes: Sizes, node: Node) -> bool:

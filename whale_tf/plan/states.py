@@ -111,21 +111,21 @@ class States:
 
 def derive(sizes: Sizes, choices: Choices) -> States:
     """The states of all values of a step."""
-    once = frozenset[str]()
+    once: dict[str, str] = {}
     while True:  # lists cannot be merged: one that is wanted whole is made of merged tensors
         derivation = _Derivation(sizes, choices, once)
         states = derivation.run()
-        if derivation.lists <= once:
+        if derivation.lists.keys() <= once.keys():
             return states
-        once |= derivation.lists
+        once = {**derivation.lists, **once}
 
 
 @dataclass
 class _Derivation:
     sizes: Sizes
     choices: Choices
-    once: frozenset[str]
-    lists: set[str] = field(default_factory=set)
+    once: Mapping[str, str]  # lists that are wanted whole, and why
+    lists: dict[str, str] = field(default_factory=dict)
     known: dict[Ref, Known] = field(default_factory=dict)
     level: dict[str, int] = field(default_factory=dict)
     uses: dict[tuple[str, int], Use] = field(default_factory=dict)
@@ -149,7 +149,7 @@ class _Derivation:
             self._node(node)
         written = [Ref(name) for name in self.graph.effects if self.graph[name].op == "Write"]
         for ref in (*self.graph.outputs, *written, *(self.graph[name].inputs[0] for name in self.markers)):
-            self._whole(ref, self.known[ref])
+            self._whole(ref, self.known[ref], "it leaves the step")
         return States(
             self.sizes,
             self.known,
@@ -198,7 +198,7 @@ class _Derivation:
     def _by_parts(self, node: Node, inputs: Sequence[Known]) -> str | None:
         """Lets each part run the node; the reason if it cannot."""
         if node.name in self.once:
-            return "a list that is needed whole"
+            return self.once[node.name]
         found = self._local(node, inputs)
         merged: list[int] = []
         if isinstance(found, str) and self._is_own(node, inputs):
@@ -217,7 +217,10 @@ class _Derivation:
         level, coupled = self._start(node), frozenset[Ref]()
         for position, (ref, each) in enumerate(zip(node.inputs, inputs, strict=True)):
             if position in merged:
-                level, coupled = max(level, each.level + 2), coupled | self._merged(ref, each)
+                level, coupled = (
+                    max(level, each.level + 2),
+                    coupled | self._merged(ref, each, f"{node.op} takes the total"),
+                )
             else:
                 level, coupled = max(level, each.level + each.level % 2), coupled | each.coupled
         if node.call and node.twin in self.accepted and self._numbers_examples(node):
@@ -241,22 +244,23 @@ class _Derivation:
         level, coupled = FREE, frozenset[Ref]()
         for ref, each in zip(node.inputs, inputs, strict=True):
             level = max(level, each.level + 1 if each.micro else each.level)
-            coupled |= self._merged(ref, each) if each.micro else each.coupled
+            why = f"{node.op} takes it whole: {self.why.get(node.name)}"
+            coupled |= self._merged(ref, each, why) if each.micro else each.coupled
         resource = written_resource(self.graph, node, self.written)
         if resource:
             level = self.turns[resource] = max(level, self.turns.get(resource, 1))
         given = all(each.given for each in inputs) and node.op not in RANDOM and not node.stateful
         self._set(node, [Value(WHOLE)] * len(node.outputs), level, coupled, given=given)
 
-    def _merged(self, ref: Ref, known: Known) -> Merges:
+    def _merged(self, ref: Ref, known: Known, why: str) -> Merges:
         """What a value waits for that needs all parts of this one."""
-        self._whole(ref, known)
+        self._whole(ref, known, why)
         return frozenset() if ref in self.choices.prologue else known.coupled | {ref}
 
-    def _whole(self, ref: Ref, known: Known) -> None:
+    def _whole(self, ref: Ref, known: Known, why: str) -> None:
         """Notes what cannot be wanted whole: lists, rows that each part has of its own, and choices that each makes."""
         if known.micro and self.sizes.type_of(ref).dtype == "variant":
-            self.lists.add(ref.node)
+            self.lists.setdefault(ref.node, why)
         averaged = self.sizes.type_of(ref).dtype in FLOATS and self.sizes.following(ref) == ()
         if isinstance(known.value.state, Apart) and not averaged:
             self.torn.add(ref)
