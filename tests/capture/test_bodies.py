@@ -121,11 +121,6 @@ def test_shapes_in_a_body_are_known() -> None:
     assert Shape((8, WIDTH)) in [node.outputs[0].shape for node in body if node.op == "Argument"]
 
 
-def test_a_constant_in_a_body_tells_its_numbers() -> None:
-    body = capture(recurrence).calls["while/body"]
-    assert all("numbers" in node.attrs for node in body if node.op == "Const")
-
-
 def test_a_body_keeps_its_effects_and_their_order() -> None:
     def step(x: tf.Tensor) -> tf.Tensor:
         for i in tf.range(2):
@@ -331,3 +326,14 @@ def test_a_step_with_bodies_equals_one_device(fn: Callable[[tf.Tensor], tf.Tenso
     x = np.tile(np.array([[0.5, -1.0, 2.0, 3.0]], np.float32), [8, 1])
     batch_first = [1, 0, 2] if fn is recurrence else [0] if fn is aligned else [0, 1]
     equals_one_device(lambda x: tf.transpose(fn(x), batch_first), x)
+
+
+def test_a_function_of_tensorflow_1_in_the_step_is_called() -> None:
+    @function.Defun(tf.float32)
+    def doubled(value: tf.Tensor) -> tf.Tensor:
+        return 2.0 * value
+
+    step = capture(lambda x: doubled(x) + 1.0)
+    call = only(step.graph, "PartitionedCall")
+    assert functions_of(call) == {"f": f"{call.name}/f"}
+    assert [node.op for node in step.calls[f"{call.name}/f"]][-1] == "Mul"

@@ -55,7 +55,7 @@ def test_an_input_that_is_returned_is_put_together() -> None:
 
 
 def test_values_are_put_together_along_the_dim_that_is_cut() -> None:
-    nodes = "swapped = Const() {numbers=(1, 0)} : int32[2]\n y = Transpose(x, swapped) : float32[3,BATCH]"
+    nodes = "swapped = Const() {value=(1, 0)} : int32[2]\n y = Transpose(x, swapped) : float32[3,BATCH]"
     assert over_examples(nodes) == {"y": "Split(1)"}
 
 
@@ -79,7 +79,7 @@ def test_what_a_variable_becomes_is_merged_once_under_the_name_of_what_is_writte
 
 def test_outputs_of_one_op_are_merged_each_by_itself() -> None:
     nodes = """
-        axis = Const() {numbers=(1)} : int32[]
+        axis = Const() {value=(1)} : int32[]
         y = Split(axis, x) {num_split=3} : float32[BATCH,1], float32[BATCH,1], float32[BATCH,1]
     """
     assert over_examples(nodes, "y, y:2") == {"y": "Split(0)", "y:2": "Split(0)"}

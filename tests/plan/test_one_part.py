@@ -67,7 +67,7 @@ def test_what_is_drawn_is_drawn_with_the_examples(uses: str, level: int) -> None
 
 
 def test_what_only_the_update_draws_is_not_drawn_with_the_examples() -> None:
-    noise = """shape = Const() {numbers=(3, 2)} : int32[2]
+    noise = """shape = Const() {value=(3, 2)} : int32[2]
   noise = RandomUniform(shape) : float32[3,2]  @stateful
   s0 = Mul(g0, noise)"""
     states = undivided(sized(TRAINING.replace("s0 = Mul(g0, rate)", noise), 8, 8))

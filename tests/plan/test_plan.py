@@ -33,7 +33,7 @@ graph step(out: loss, y) effects(u0, u1) {
   x = Input() {index=0, batch=true} : float32[BATCH,8]
   w0 = Variable() {variable=b"w0", trainable=true, aggregation=b"NONE"} : float32[8,6]
   w1 = Variable() {variable=b"w1", trainable=true, aggregation=b"NONE"} : float32[6,3]
-  dims = Const() {numbers=(0, 1)} : int32[2]
+  dims = Const() {value=(0, 1)} : int32[2]
   h = MatMul(x, w0) : float32[BATCH,6]  @scope=s0
   y = MatMul(h, w1) : float32[BATCH,3]  @scope=s1
   square = Square(y) : float32[BATCH,3]  @scope=s1

@@ -14,7 +14,7 @@ graph step(out: y, n) effects(q) {
   x = Input() {index=0, batch=true} : float32[BATCH]
   t = Handle() {index=0} : resource[]
   other = Handle() {index=1} : resource[]
-  zero = Const() {numbers=(0.0)} : float32[]
+  zero = Const() {value=(0.0)} : float32[]
   q = QueueEnqueueV2(t, x) @stateful
   n = QueueSizeV2(t) : int32[]  @stateful
   y = LookupTableFindV2(other, x, zero) : float32[BATCH]

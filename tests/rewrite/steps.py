@@ -1,6 +1,6 @@
 """Small steps as text, spread over devices without TensorFlow: what the tests of the passes start from.
 
-`BATCH` in a text stands for the number of examples that it is traced at, `TWICE` for twice as many; `numbers` of a
+`BATCH` in a text stands for the number of examples that it is traced at, `TWICE` for twice as many; `value` of a
 Const are its elements, or the one that all of them are.
 """
 
@@ -42,8 +42,8 @@ graph step(out: loss, z, n1) effects(u0, u1) {
   x = Input() {index=0, batch=true} : float32[BATCH,3]
   w0 = Variable() {variable=b"w0", trainable=true, aggregation=b"NONE"} : float32[3,2]
   w1 = Variable() {variable=b"w1", trainable=true, aggregation=b"NONE"} : float32[2,1]
-  rate = Const() {numbers=(0.5)} : float32[]
-  dims = Const() {numbers=(0, 1)} : int32[2]
+  rate = Const() {value=(0.5)} : float32[]
+  dims = Const() {value=(0, 1)} : int32[2]
   h = MatMul(x, w0) : float32[BATCH,2]  @scope=s0
   a = Relu(h) : float32[BATCH,2]  @scope=s0
   z = MatMul(a, w1) : float32[BATCH,1]  @scope=s1
@@ -78,9 +78,9 @@ SLICES = """
 graph step(out: loss) effects(u) {
   ids = Input() {index=0, batch=true} : int32[BATCH]
   e = Variable() {variable=b"e", trainable=true, aggregation=b"NONE"} : float32[9,2]
-  zero = Const() {numbers=(0)} : int32[]
-  both = Const() {numbers=(0, 1)} : int32[2]
-  flat_shape = Const() {numbers=(-1)} : int32[1]
+  zero = Const() {value=(0)} : int32[]
+  both = Const() {value=(0, 1)} : int32[2]
+  flat_shape = Const() {value=(-1)} : int32[1]
   rows = GatherV2(e, ids, zero) : float32[BATCH,2]
   loss = Mean(rows, both) : float32[]
   VALUES
@@ -94,18 +94,18 @@ graph step(out: loss) effects(u) {
 MICRO_SLICES = SLICES.replace("VALUES", "dv = Square(rows) : float32[BATCH,2]  @call=1 @twin=rows")
 FREE_SLICES = SLICES.replace(
     "VALUES",
-    """shape = Const() {numbers=(BATCH, 2)} : int32[2]
-  one = Const() {numbers=(1.0)} : float32[]
+    """shape = Const() {value=(BATCH, 2)} : int32[2]
+  one = Const() {value=(1.0)} : float32[]
   dv = Fill(shape, one) : float32[BATCH,2]  @call=1""",
 )
-CONSTANT_SLICES = SLICES.replace("VALUES", "dv = Const() {numbers=(1.0)} : float32[BATCH,2]  @call=1")
+CONSTANT_SLICES = SLICES.replace("VALUES", "dv = Const() {value=(1.0)} : float32[BATCH,2]  @call=1")
 
 
 # A gradient that is a mean of the examples: each part's is weighted by its share before it is added.
 MEANS = TRAINING.replace(
     "  d1 = MatMul(a, dz) {transpose_a=true} : float32[2,1]  @call=1 @twin=z",
-    """  first = Const() {numbers=(0)} : int32[1]
-  column = Const() {numbers=(2, 1)} : int32[2]
+    """  first = Const() {value=(0)} : int32[1]
+  column = Const() {value=(2, 1)} : int32[2]
   each = Mul(a, dz) : float32[BATCH,2]  @call=1 @twin=z
   mean = Mean(each, first) : float32[2]  @call=1 @twin=z
   d1 = Reshape(mean, column) : float32[2,1]  @call=1 @twin=z""",
@@ -193,8 +193,8 @@ def sized(text: str, examples: int, other: int) -> Sizes:
 def _constants(graph: Graph) -> dict[Ref, Array]:
     found: dict[Ref, Array] = {}
     for node in graph:
-        if node.op == "Const" and "numbers" in node.attrs:
-            numbers = np.array(node.attrs["numbers"], np.dtype(str(node.outputs[0].dtype)))
+        if node.op == "Const" and "value" in node.attrs:
+            numbers = np.array(node.attrs["value"], np.dtype(str(node.outputs[0].dtype)))
             shape = [size or 0 for size in node.outputs[0].shape]
             found[Ref(node.name)] = (
                 np.broadcast_to(numbers, shape) if numbers.size == 1 and shape else numbers.reshape(shape)

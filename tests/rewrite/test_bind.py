@@ -16,7 +16,7 @@ from whale_tf.ir.verify import verify
 RANDOM = """
 graph step(out: y) {
   x = Input() {index=0, batch=true} : float32[BATCH,2]
-  shape = Const() {numbers=(BATCH, 2)} : int32[2]
+  shape = Const() {value=(BATCH, 2)} : int32[2]
   noise = RandomUniform(shape) {seed=3, seed2=4, dtype=float32, T=int32} : float32[BATCH,2]  @stateful
   y = Mul(x, noise) : float32[BATCH,2]
 }
@@ -33,15 +33,15 @@ LOOKED_UP = """
 graph step(out: y) {
   x = Input() {index=0, batch=true} : int64[BATCH]
   t = Handle() {index=0} : resource[]
-  zero = Const() {numbers=(0.0)} : float32[]
+  zero = Const() {value=(0.0)} : float32[]
   y = LookupTableFindV2(t, x, zero) : float32[BATCH]
 }
 """
 LISTED = """
 graph step(out: y) {
   x = Input() {index=0, batch=true} : float32[BATCH,3]
-  swapped = Const() {numbers=(1, 0)} : int32[2]
-  shape = Const() {numbers=(BATCH)} : int32[1]
+  swapped = Const() {value=(1, 0)} : int32[2]
+  shape = Const() {value=(BATCH)} : int32[1]
   t = Transpose(x, swapped) : float32[3,BATCH]  @scope=s0
   l = TensorListFromTensor(t, shape) : variant[]  @scope=s0
   y = TensorListStack(l, shape) : float32[3,BATCH]  @scope=s1
@@ -52,7 +52,7 @@ MIDDLE = """
 graph step(out: root) effects(u) {
   x = Input() {index=0, batch=true} : float32[BATCH]
   w = Variable() {variable=b"w", trainable=true, aggregation=b"NONE"} : float32[]
-  dims = Const() {numbers=(0)} : int32[1]
+  dims = Const() {value=(0)} : int32[1]
   h = Mul(x, w) : float32[BATCH]
   loss = Sum(h, dims) : float32[]
   root = Sqrt(loss) : float32[]

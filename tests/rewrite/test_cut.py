@@ -25,10 +25,10 @@ EFFECTS = """
 graph step(out: y) effects(c2, p1, p2) {
   x = Input() {index=0, batch=true} : float32[BATCH]
   c = Variable() {variable=b"c", trainable=false, aggregation=b"NONE"} : float32[]
-  one = Const() {numbers=(1.0)} : float32[]
+  one = Const() {value=(1.0)} : float32[]
   half = Neg(one) : float32[]
   p1 = Assert(x) @stateful
-  dims = Const() {numbers=(0)} : int32[1]
+  dims = Const() {value=(0)} : int32[1]
   mean = Mean(x, dims) : float32[]
   new = AddV2(c, mean) : float32[]
   c2 = Write(new) {variable=b"c"} : float32[]

@@ -15,9 +15,9 @@ COUNTED = """
 graph step(out: y) {
   x = Input() {index=0, batch=true} : float32[BATCH,WIDTH]
   seed = Captured() {index=0} : int32[2]
-  shape = Const() {numbers=(BATCH, WIDTH)} : int32[2]
+  shape = Const() {value=(BATCH, WIDTH)} : int32[2]
   key = StatelessRandomGetKeyCounter(seed) {Tseed=int32} : uint64[1], uint64[2]
-  alg = Const() {numbers=(1)} : int32[]
+  alg = Const() {value=(1)} : int32[]
   noise = StatelessRandomUniformV2(shape, key, key:1, alg) {dtype=float32, Tshape=int32} : float32[BATCH,WIDTH]
   y = Mul(x, noise) : float32[BATCH,WIDTH]
 }
@@ -26,7 +26,7 @@ SEEDED = """
 graph step(out: y) {
   x = Input() {index=0, batch=true} : float32[BATCH,2]
   seed = Captured() {index=0} : int64[2]
-  shape = Const() {numbers=(BATCH, 2)} : int32[2]
+  shape = Const() {value=(BATCH, 2)} : int32[2]
   noise = StatelessRandomUniform(shape, seed) {dtype=float32, T=int32, Tseed=int64} : float32[BATCH,2]
   y = Mul(x, noise) : float32[BATCH,2]
 }
@@ -35,8 +35,8 @@ STATEFUL = """
 graph step(out: y) effects(p) {
   x = Input() {index=0, batch=true} : float32[BATCH,2]
   logits = Log(x) : float32[BATCH,2]
-  shape = Const() {numbers=(BATCH, 2)} : int32[2]
-  low = Const() {numbers=(2)} : int32[]
+  shape = Const() {value=(BATCH, 2)} : int32[2]
+  low = Const() {value=(2)} : int32[]
   noise = OP(TAKEN) {seed=3, seed2=4, T=int32ATTRS} : float32[BATCH,2]  @stateful
   p = Assert(noise) @stateful
   y = Mul(x, noise) : float32[BATCH,2]
@@ -111,7 +111,7 @@ def test_wide_numbers_are_not_counted_in_fours() -> None:
 
 
 def test_what_follows_no_batch_is_drawn_alike_by_all() -> None:
-    text = COUNTED.replace("WIDTH", "8").replace("numbers=(BATCH, 8)", "numbers=(1, 8)")
+    text = COUNTED.replace("WIDTH", "8").replace("value=(BATCH, 8)", "value=(1, 8)")
     text = text.replace("Tshape=int32} : float32[BATCH,8]", "Tshape=int32} : float32[1,8]")
     program = spread(text, replicas=2)
     program.check()

@@ -21,7 +21,7 @@ from whale_tf.rewrite.merge import FOLDS
 REDUCED = """
 graph step(out: y) {
   x = Input() {index=0, batch=true} : KIND[BATCH,2]
-  dims = Const() {numbers=(0, 1)} : int32[2]
+  dims = Const() {value=(0, 1)} : int32[2]
   y = REDUCTION(x, dims) : KIND[]
 }
 """
@@ -29,7 +29,7 @@ STATE = """
 graph step(out: ) effects(c2) {
   x = Input() {index=0, batch=true} : float32[BATCH]
   c = Variable() {variable=b"c", trainable=false, aggregation=b"NONE"} : float32[]
-  dims = Const() {numbers=(0)} : int32[1]
+  dims = Const() {value=(0)} : int32[1]
   total = REDUCTION(x, dims) : float32[]
   new = CHANGE(c, total) : float32[]
   c2 = Write(new) {variable=b"c"} : float32[]
@@ -147,7 +147,7 @@ def test_values_are_put_together_along_the_dim_that_is_cut() -> None:
 def test_pieces_that_lie_in_several_blocks_are_put_together_block_by_block() -> None:
     """[x, x] is seen as [2, examples]: of each part one piece of both blocks."""
     text = REDUCED.replace("y = REDUCTION(x, dims) : KIND[]", "y = ConcatV2(x, x, first) {N=2} : KIND[TWICE,2]")
-    text = text.replace("dims = Const() {numbers=(0, 1)} : int32[2]", "first = Const() {numbers=(0)} : int32[]")
+    text = text.replace("dims = Const() {value=(0, 1)} : int32[2]", "first = Const() {value=(0)} : int32[]")
     program = spread(text.replace("KIND", "float32"), replicas=2, examples=7)
     assert program.states.value(Ref("y")).state == Split(0, 2)
     program.check()
@@ -284,13 +284,11 @@ def test_constant_values_of_slices_are_taken_as_they_are() -> None:
 
 def test_values_of_slices_with_the_same_indices_in_all_parts_are_added() -> None:
     text = (
-        MICRO_SLICES.replace(
-            "flat = Reshape(ids, flat_shape) : int32[BATCH]", "flat = Const() {numbers=(5)} : int32[1]"
-        )
+        MICRO_SLICES.replace("flat = Reshape(ids, flat_shape) : int32[BATCH]", "flat = Const() {value=(5)} : int32[1]")
         .replace(
             "dv = Square(rows) : float32[BATCH,2]", "dv = Sum(rows, flat_shape) {keep_dims=true} : float32[BATCH,1]"
         )
-        .replace("flat_shape = Const() {numbers=(-1)}", "flat_shape = Const() {numbers=(0)}")
+        .replace("flat_shape = Const() {value=(-1)}", "flat_shape = Const() {value=(0)}")
         .replace("float32[BATCH,1]", "float32[1,2]")
         .replace('partner=b"gi"} : float32[BATCH,2]', 'partner=b"gi"} : float32[1,2]')
     )

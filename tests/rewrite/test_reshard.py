@@ -21,8 +21,8 @@ graph step(out: ) effects(u) {
   x = Input() {index=0, batch=true} : float32[BATCH]
   w = Variable() {variable=b"w", trainable=true, aggregation=b"NONE"} : float32[]
   k = Captured() {index=0} : float32[BATCH]
-  twos = Const() {numbers=(2.0)} : float32[BATCH]
-  dims = Const() {numbers=(0)} : int32[1]
+  twos = Const() {value=(2.0)} : float32[BATCH]
+  dims = Const() {value=(0)} : int32[1]
   h = Mul(x, w) : float32[BATCH]  @scope=s0
   m = Mean(h, dims) : float32[]
   c = Sub(h, m) : float32[BATCH]

@@ -27,8 +27,8 @@ ONE = Cut(accumulate=False, split_backward=False)
 SHAPED = """
 graph step(out: y) {
   x = Input() {index=0, batch=true} : float32[BATCH,4]
-  flat = Const() {numbers=(TWICE, 2)} : int32[2]
-  count = Const() {numbers=(BATCH.0)} : float32[]
+  flat = Const() {value=(TWICE, 2)} : int32[2]
+  count = Const() {value=(BATCH.0)} : float32[]
   h = Reshape(x, flat) : float32[TWICE,2]
   y = RealDiv(h, count) : float32[TWICE,2]
 }
@@ -62,10 +62,10 @@ def test_shapes_and_operands_that_say_shapes_follow_and_data_stays() -> None:
     assert text.splitlines() == [
         "graph 0F(out: y) {",
         "  argument/0 = Argument() {index=0} : float32[5,4]",
-        "  flat = Const() {numbers=(32, 2)} : int32[2]",
+        "  flat = Const() {value=(32, 2)} : int32[2]",
         "  h/operand1 = Const() {dtype=int32, value=(10, 2), shape=[2]} : int32[2]",
         "  h = Reshape(argument/0, h/operand1) : float32[10,2]",
-        "  count = Const() {numbers=(16.0)} : float32[]",
+        "  count = Const() {value=(16.0)} : float32[]",
         "  y = RealDiv(h, count) : float32[10,2]",
         "}",
     ]

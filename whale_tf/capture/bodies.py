@@ -9,12 +9,6 @@ TensorFlow's own names count what the process has traced before.
 What a body holds stays as it is: its operations with their names, its control edges, and as effects what TensorFlow
 would run though nothing takes it. Variables are resources in it, as in TensorFlow.
 
-An operation of TensorFlow 1 that is itself a function's name (`tf.nn.ctc_loss` has them) becomes a call of it. The
-function's name is a hash of what it holds, which may be another at another size, and nodes are named after it:
-
-    Before:  body_JyWEzKApHfs = body_JyWEzKApHfs(argument_0)         its results: body_JyWEzKApHfs:sub:0
-    After:   PartitionedCall = PartitionedCall(argument_0) {f=@while/body/PartitionedCall/f}
-
 A function that is no acyclic graph of operations stays TensorFlow's, under its own name, which it has as long as the
 trace lasts: one with a loop of TensorFlow 1, as old SavedModels have, or that calls itself.
 """
@@ -22,12 +16,11 @@ trace lasts: one with a loop of TensorFlow 1, as old SavedModels have, or that c
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import tensorflow as tf
-from tensorflow.core.framework import function_pb2, graph_pb2, node_def_pb2, op_def_pb2
+from tensorflow.core.framework import function_pb2, graph_pb2, node_def_pb2
 from tensorflow.python.framework import (
     func_graph,
     function_def_to_graph,
@@ -36,6 +29,7 @@ from tensorflow.python.framework import (
 )  # private; tried with 2.21
 
 from whale_tf.capture import attributes
+from whale_tf.capture.library import Library, become_call
 from whale_tf.ir.functions import with_functions
 from whale_tf.ir.graph import Graph, Node, Ref, Shape, TensorType
 from whale_tf.ir.names import Names
@@ -44,7 +38,6 @@ CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 BRANCHES = frozenset({"If", "StatelessIf", "Case", "StatelessCase"})
 LOOPS = frozenset({"While", "StatelessWhile"})
 SHAPELESS = frozenset({"resource", "variant"})
-LOOPS_BACK = "NextIteration"
 # Name other functions, or say only where a function was made.
 DROPPED = frozenset({"_construction_context", "forward_function_name", "backward_function_name", "api_implements"})
 
@@ -66,8 +59,17 @@ class Bodies:
         self.calls = calls
         self._names = names
         self._graph = graph
-        self._library = _Library(definitions)
+        self._library = Library(definitions)
         self._entered: set[str] = set()
+
+    def as_call(self, proto: node_def_pb2.NodeDef) -> node_def_pb2.NodeDef:
+        """The node of the step, as a call if its operation is a function's name."""
+        signature = self._library.signature_of(proto.op)
+        if signature is None:
+            return proto
+        made = node_def_pb2.NodeDef.FromString(proto.SerializeToString())
+        become_call(made, signature)
+        return made
 
     def named_after(self, node: Node, inputs: Sequence[TensorType], outer: str = "") -> Node:
         """The node with its functions under their new names; their graphs join `calls`.
@@ -129,8 +131,6 @@ class Bodies:
             outputs = tuple(attributes.tensor_type(tensor) for tensor in operations[proto.name].outputs)
             types |= {Ref(proto.name, index): kind for index, kind in enumerate(outputs)}
             attrs = attributes.attributes_of(proto.attr)
-            if proto.op == "Const":
-                attrs |= attributes.numbers_of(proto.attr["value"].tensor)
             stateful = _defined(proto.op).stateful
             nodes.append(Node(proto.name, proto.op, *reader.inputs(proto), attrs, outputs, stateful))
         inner = [self.named_after(node, [types[ref] for ref in node.inputs], name) for node in _ordered(nodes)]
@@ -170,111 +170,6 @@ class Bodies:
             shapes = [_tensor_shape(kind) for kind in kinds]
             make = function_def_to_graph.function_def_to_graph
             return make(bare, input_shapes=shapes, include_library_functions=bool(inner))
-
-
-class _Library:
-    """TensorFlow's functions, with each operation that is a function's name as a call of it."""
-
-    def __init__(self, definitions: Mapping[str, function_pb2.FunctionDef]) -> None:
-        self._definitions = definitions
-        self._plain: dict[str, function_pb2.FunctionDef] = {}
-
-    def graph_of(self, name: str) -> function_pb2.FunctionDef | None:
-        """A function; None if there is none, or it is no acyclic graph of registered operations and calls."""
-        if name in self._definitions and name not in self._plain:
-            definition = self._definitions[name]
-            ops = {proto.op for proto in definition.node_def}
-            by_name = [op for op in ops if op_def_registry.get(op) is None]
-            if LOOPS_BACK not in ops and all(self._is_callable(op) for op in by_name):
-                self._plain[name] = _with_calls(definition, {op: self._definitions[op] for op in by_name})
-        return self._plain.get(name)
-
-    def called_by_name(self, definition: function_pb2.FunctionDef) -> list[function_pb2.FunctionDef]:
-        """All that a function calls, directly or through others, if it calls one by an operation of that name."""
-        known = self._definitions[definition.signature.name]
-        if known is definition:
-            return []
-        return [self.graph_of(name) or self._definitions[name] for name in sorted(self._called(known))]
-
-    def _is_callable(self, name: str) -> bool:
-        """Whether a call can take the place of an operation: of a function of known types, without recursion."""
-        if name not in self._definitions or self._definitions[name].signature.attr:
-            return False
-        names = {name} | self._called(self._definitions[name])
-        return not any(each in self._called(self._definitions[each]) for each in names)
-
-    def _called(self, definition: function_pb2.FunctionDef) -> set[str]:
-        found: set[str] = set()
-        stack = [definition]
-        while stack:
-            for proto in stack.pop().node_def:
-                lists = [[value.func, *value.list.func] for value in proto.attr.values()]
-                names = {proto.op, *(each.name for functions in lists for each in functions)}
-                new = (names & self._definitions.keys()) - found
-                found |= new
-                stack += [self._definitions[name] for name in new]
-        return found
-
-
-def _with_calls(
-    definition: function_pb2.FunctionDef, functions: Mapping[str, function_pb2.FunctionDef]
-) -> function_pb2.FunctionDef:
-    """The function with calls in the place of the operations that are functions' names."""
-    if not functions:
-        return definition
-    made = function_pb2.FunctionDef.FromString(definition.SerializeToString())
-    names = _renamed(definition, functions)
-    places = {
-        proto.name: {result.name: index for index, result in enumerate(functions[proto.op].signature.output_arg)}
-        for proto in definition.node_def
-        if proto.op in functions
-    }
-
-    def moved(text: str) -> str:
-        if text[0] == "^":
-            return f"^{names.get(text[1:], text[1:])}"
-        node, *output = text.split(":")
-        if node in places and output:
-            output = ["output", str(places[node][output[0]])]
-        return ":".join([names[node] if output else node, *output])
-
-    for proto in made.node_def:
-        proto.input[:] = [moved(text) for text in proto.input]
-        proto.name = names[proto.name]
-        proto.attr.pop("_class", None)  # refers to nodes by their old names
-        if proto.op in functions:
-            _become_call(proto, functions[proto.op].signature)
-    for result, text in definition.ret.items():
-        made.ret[result] = moved(text)
-    for effect, name in definition.control_ret.items():
-        made.control_ret[effect] = names.get(name, name)
-    return made
-
-
-def _become_call(proto: node_def_pb2.NodeDef, signature: op_def_pb2.OpDef) -> None:
-    proto.op = _call_of(signature)
-    proto.attr.pop("_disable_call_shape_inference", None)
-    proto.attr["f"].func.name = signature.name
-    proto.attr["Tin"].list.type.extend(argument.type for argument in signature.input_arg)
-    proto.attr["Tout"].list.type.extend(result.type for result in signature.output_arg)
-
-
-def _call_of(signature: op_def_pb2.OpDef) -> str:
-    return "StatefulPartitionedCall" if signature.is_stateful else "PartitionedCall"
-
-
-def _renamed(definition: function_pb2.FunctionDef, functions: Mapping[str, function_pb2.FunctionDef]) -> dict[str, str]:
-    """The nodes' new names: with none of the functions' names in them, nor how TensorFlow counts its uses."""
-    longest_first = "|".join(re.escape(name) for name in sorted(functions, reverse=True))
-    pattern = re.compile(rf"(?<![^/])({longest_first})(_\d+)*(?=[_/]|$)")
-    old = [proto.name for proto in definition.node_def]
-    names, taken = Names(), {*old, *(argument.name for argument in definition.signature.input_arg)}
-    renamed: dict[str, str] = {}
-    for name in old:
-        new = pattern.sub(lambda found: _call_of(functions[found[1]].signature), name)
-        renamed[name] = name if name == new else names.unused(new, taken)
-        taken.add(renamed[name])
-    return renamed
 
 
 class _Defined(NamedTuple):
