@@ -31,7 +31,17 @@ CHANGES: dict[str, tuple[Change, list[str]]] = {
     ),
     "scatter_nd_add": (lambda v, x: v.scatter_nd_add(ROWS[:, None], x[:3]), ["TensorScatterAdd", "Write"]),
     "scatter_nd_sub": (lambda v, x: v.scatter_nd_sub(ROWS[:, None], x[:3]), ["TensorScatterSub", "Write"]),
-    "scatter_add": (lambda v, x: v.scatter_add(tf.IndexedSlices(x[:3], ROWS)), []),  # on scratch variables
+    "scatter_add": (lambda v, x: v.scatter_add(tf.IndexedSlices(x[:3], ROWS)), ["TensorScatterAdd", "Write"]),
+    "scatter_max": (lambda v, x: v.scatter_max(tf.IndexedSlices(x[:3], ROWS)), ["TensorScatterMax", "Write"]),
+    "scatter_update": (
+        lambda v, x: v.scatter_update(tf.IndexedSlices(x[:2], [2, 0])),
+        ["TensorScatterUpdate", "Write"],
+    ),
+    "scatter_mul": (lambda v, x: v.scatter_mul(tf.IndexedSlices(x[:3], ROWS)), []),  # on scratch variables
+    "one number for all": (
+        lambda v, x: tf.raw_ops.ResourceScatterAdd(resource=v.handle, indices=ROWS, updates=2.0),
+        [],
+    ),
 }
 READS: dict[str, tuple[Change, str]] = {
     "read": (lambda v, x: x @ v, "MatMul"),
@@ -40,7 +50,7 @@ READS: dict[str, tuple[Change, str]] = {
     "sparse_read": (lambda v, x: v.sparse_read(ROWS), "GatherV2"),
     "shape": (lambda v, x: tf.raw_ops.VariableShape(input=v.handle), "Shape"),
 }
-NEW = {"Write", "AddV2", "Sub"} | {f"TensorScatter{kind}" for kind in ("Add", "Sub", "Update")}
+NEW = {"Write", "AddV2", "Sub"} | {f"TensorScatter{kind}" for kind in ("Add", "Sub", "Update", "Max")}
 
 
 def fresh() -> tf.Variable:

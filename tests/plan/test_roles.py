@@ -7,7 +7,8 @@ import pytest
 from tests.plan.texts import roles_of
 from whale_tf.ir.graph import Graph
 from whale_tf.ir.text import parse_graph
-from whale_tf.plan.roles import FREE, Roles, find_roles
+from whale_tf.plan.roles import Roles, find_roles
+from whale_tf.plan.states import FREE
 
 TRAINING = """
 graph step(out: loss) effects(written) {

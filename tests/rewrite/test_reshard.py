@@ -11,8 +11,7 @@ from tests.rewrite.steps import MEANS, TRAINING, WAYS, resolved, sized, spread
 from whale_tf.ir.graph import Graph, Node, Ref, Shape
 from whale_tf.ir.text import print_graph
 from whale_tf.ir.verify import verify
-from whale_tf.plan.roles import FREE
-from whale_tf.plan.states import Choices, derive
+from whale_tf.plan.states import FREE, Choices, derive
 from whale_tf.rewrite.reshard import Resharded, reshard
 
 # A gradient that waits for a total; a factor from outside and a constant that are as long as the batch.

@@ -151,6 +151,13 @@ def _scatter(op: str, *, nd: bool) -> Callable[[Emit, str, list[Ref]], Sequence[
     return apply
 
 
+def _by_rows(emit: Emit) -> bool:
+    """Whether there is a row for each index, not one number for all."""
+    return emit.type_of(emit.like.inputs[-1]).shape != Shape()
+
+
+_SCATTERED = ("Update", "Add", "Sub", "Min", "Max")
+
 RULES = MappingProxyType(
     {
         "ReadVariableOp": Rule(_read),
@@ -160,11 +167,8 @@ RULES = MappingProxyType(
         "ResourceGather": Rule(_gather),
         "ResourceGatherNd": Rule(_gather_nd),
         "VariableShape": Rule(_shape),
-        "ResourceScatterNdUpdate": Rule(_scatter("TensorScatterUpdate", nd=True)),
-        "ResourceScatterNdAdd": Rule(_scatter("TensorScatterAdd", nd=True)),
-        "ResourceScatterNdSub": Rule(_scatter("TensorScatterSub", nd=True)),
-        "ResourceScatterNdMin": Rule(_scatter("TensorScatterMin", nd=True)),
-        "ResourceScatterNdMax": Rule(_scatter("TensorScatterMax", nd=True)),
+        **{f"ResourceScatterNd{kind}": Rule(_scatter(f"TensorScatter{kind}", nd=True)) for kind in _SCATTERED},
+        **{f"ResourceScatter{kind}": Rule(_scatter(f"TensorScatter{kind}", nd=False), _by_rows) for kind in _SCATTERED},
     }
 )
 

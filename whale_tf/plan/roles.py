@@ -13,8 +13,6 @@ from dataclasses import dataclass
 
 from whale_tf.ir.graph import Graph, Node
 
-FREE = -1
-
 
 @dataclass(frozen=True)
 class Roles:

@@ -22,7 +22,8 @@ from whale_tf.ir.names import Names
 from whale_tf.plan.check_schedule import check_grid
 from whale_tf.plan.grid import Action
 from whale_tf.plan.plan import Plan
-from whale_tf.plan.roles import FREE, Roles, variable_of
+from whale_tf.plan.roles import Roles, variable_of
+from whale_tf.plan.states import FREE
 from whale_tf.rewrite.cut import Key, Source, StageFunction
 from whale_tf.rewrite.inputs import Inputs
 from whale_tf.rewrite.merge import Merging

@@ -18,8 +18,9 @@ from whale_tf.ir.graph import ALIAS_OPS, BOUNDARY_OPS, Graph, Node, Ref
 from whale_tf.ir.sizes import Sizes
 from whale_tf.plan.answers import RANDOM
 from whale_tf.plan.plan import Plan
-from whale_tf.plan.roles import FREE, Roles
+from whale_tf.plan.roles import Roles
 from whale_tf.plan.rules import shape_operands
+from whale_tf.plan.states import FREE
 from whale_tf.rewrite.bind import Functions
 from whale_tf.rewrite.check_calls import Calls
 from whale_tf.rewrite.check_transfers import faulty_transfers

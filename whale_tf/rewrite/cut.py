@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from whale_tf.ir.graph import ALIAS_OPS, BOUNDARY_OPS, DType, Graph, Node, Ref, Shape, TensorType
-from whale_tf.plan.roles import FREE, Roles
+from whale_tf.plan.roles import Roles
+from whale_tf.plan.states import FREE
 
 
 class Key(NamedTuple):
