@@ -40,6 +40,7 @@ from whale_tf.run.communicator import next_ids
 from whale_tf.run.compiled import Compiled, Parts
 from whale_tf.run.feed import digest
 from whale_tf.run.processes import World, agree, digest_of, program_text, tell_failure
+from whale_tf.run.reference import Reference
 from whale_tf.run.signature import Arguments, written_at
 from whale_tf.run.step import Options, Step
 from whale_tf.start import current_cluster, current_world
@@ -199,7 +200,7 @@ def _compile(
     passes.run("check", check, graph, roles, plan, states.sizes, variants, program)
     dump("held", program.main, after="hold_assignments")
     _warn(_warnings(layout, request, accepted, line), told)
-    parts = Parts(
+    return graph, Parts(
         plan,
         program,
         {**step.calls, **calls},
@@ -210,8 +211,8 @@ def _compile(
         (step,),
         world,
         getattr(fn, "__name__", "step"),
+        Reference(step.trace.graph, step.trace.arguments, step.trace.outputs, step.graph),
     )
-    return graph, parts
 
 
 def _laid_out(

@@ -80,6 +80,7 @@ def main() -> None:
     before = called.first.numpy()
     report = step.verify(*batches()[0])
     assert "largest relative difference" in str(report), report
+    assert step.verify(*batches()[0], precision="float64").largest < 1e-12
     with tempfile.TemporaryDirectory() as folder:
         step.timeline(Path(folder, "trace.json"))
         assert (

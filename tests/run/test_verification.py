@@ -39,8 +39,8 @@ class Broken:
     """A plan that runs something else in the place of its program."""
 
     def __init__(self, compiled: Compiled, run: Callable[..., Any]) -> None:
-        self.parts = compiled.parts
-        self.run, self.gather = run, compiled.gather
+        self.parts, self.program = compiled.parts, compiled.program
+        self.run, self.gather, self.variant = run, compiled.gather, compiled.variant
 
     def __call__(self, tensors: Any) -> Any:
         return self.run(tensors)

@@ -76,7 +76,21 @@ class Binder:
             for function in variant.values()
         }
         layout = self.plan.layout
-        return Program(main, names, layout.devices, self.inline, layout.processes, self.fed, self.ids)
+        return Program(
+            main,
+            names,
+            layout.devices,
+            self.inline,
+            layout.processes,
+            self.fed,
+            self.ids,
+            gradients=self._gradients(),
+        )
+
+    def _gradients(self) -> dict[str, Ref]:
+        """Where the merged gradients are; of several groups, that of the first."""
+        places = {key[0].node: placed.ref for key, placed in reversed(self.step.items()) if key[0].node in self.graph}
+        return {name: places[name] for name in sorted(self.roles.markers) if name in places}
 
     @cached_property
     def inline(self) -> bool:

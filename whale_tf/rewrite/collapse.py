@@ -50,7 +50,10 @@ def collapse(program: Program) -> Program:
             nodes.append(_added(node, reduced[node.attrs["id"]], source) if node.op == "Reduce" else node)
     calls = [node.name for node in nodes if node.op == "Call"]
     main = Graph.of(nodes, [source(ref) for ref in program.main.outputs], calls)
-    return replace(program, main=main, inline=False)  # a call that is not dissolved has a name in the message
+    gradients = {name: source(ref) for name, ref in program.gradients.items()}
+    return replace(
+        program, main=main, inline=False, gradients=gradients
+    )  # a call that is not dissolved has a name in the message
 
 
 def _added(node: Node, peers: Sequence[Node], source: Callable[[Ref], Ref]) -> Node:

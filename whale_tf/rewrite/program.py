@@ -19,7 +19,7 @@ The nodes of the main graph carry the device they run on. Besides TensorFlow's o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from whale_tf.ir.graph import Graph, Node, Ref
 from whale_tf.rewrite.cut import StageFunction
@@ -38,6 +38,7 @@ class Program:
       fed: whether each process takes its own replicas' examples only, in the place of the global batch.
       ids: how many numbers there are for what crosses processes, from 0.
       process: whose part it is; 0 also for the whole.
+      gradients: where each marked gradient of a variable is, over all examples.
     """
 
     main: Graph
@@ -48,6 +49,7 @@ class Program:
     fed: bool = False
     ids: int = 0
     process: int = 0
+    gradients: Mapping[str, Ref] = field(default_factory=dict)
 
     @property
     def host(self) -> int:

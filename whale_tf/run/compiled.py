@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tensorflow as tf
@@ -24,6 +24,7 @@ from whale_tf.run.communicator import load, next_ids
 from whale_tf.run.failure import run_error, world_error
 from whale_tf.run.lower import Lowered, lower
 from whale_tf.run.processes import World
+from whale_tf.run.reference import Functions, Reference
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Parts:
       traces: kept, since they own what operations name and no graph holds: Python functions, functions of TensorFlow 1.
       world: the processes that run it together; None if this one is alone.
       name: the user's step.
+      reference: the trace that the plan was made of.
     """
 
     plan: Plan
@@ -53,13 +55,18 @@ class Parts:
     traces: Sequence[Any]
     world: World | None
     name: str
+    reference: Reference
 
 
 class Compiled:
-    """One plan of a step, for one signature."""
+    """One plan of a step, for one signature.
 
-    def __init__(self, parts: Parts) -> None:
-        self.parts = parts
+    Args:
+      change: made of its functions before they run; gives them other names.
+    """
+
+    def __init__(self, parts: Parts, change: Callable[[Functions], Functions] | None = None) -> None:
+        self.parts, self._change = parts, change
         self.plan = parts.plan
         self.rank = parts.world.rank if parts.world else 0
         self.holding = _holding(parts)
@@ -139,6 +146,9 @@ class Compiled:
         load()
         first_id = next_ids(program.ids) if program.ids else 0
         lowered = lower(program, self.parts.calls, f"whale_{ops.uid()}", first_id)
+        if self._change is not None:
+            *functions, main = self._change((*lowered.functions, lowered.main))
+            lowered = replace(lowered, functions=tuple(functions), main=main)
         here = context.context()
         names = []
         for function in (*lowered.functions, lowered.main):

@@ -6,12 +6,15 @@ State is every variable that either of the two can touch, seed generators includ
 were. What TensorFlow keeps elsewhere is not restored: the hidden counters of stateful random operations and tables move
 on, prints and summaries come twice, and Python side effects once more, when the plain step is traced. Where the step
 draws random numbers the two draw different ones, and the differences say nothing.
+
+Where a variable differs, the gradients are compared, too, with one more step of each: they tell whether it may be
+rounding.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,11 +26,15 @@ from tensorflow.python.ops import gen_resource_variable_ops  # private; tried wi
 from tensorflow.python.util import nest  # private; tried with 2.21
 
 from whale_tf.errors import PlanError
-from whale_tf.ir.names import Names
 from whale_tf.run.compiled import Compiled
+from whale_tf.run.precision import Pair, as_it_is, in_float64
 from whale_tf.run.signature import Arguments
+from whale_tf.run.suspects import Suspect, find_suspects
 
 SHOWN_ROWS = 20
+SHOWN_SUSPECTS = 5
+VERIFIED = 1e-4  # of a tensor's largest number: float32 numbers added in another order differ by less after one step
+PRECISIONS = (None, "float64")
 _WIDTH = 120
 
 Array = np.ndarray[Any, Any]
@@ -60,15 +67,27 @@ class Verification:
     Attributes:
       steps: how many steps each of the two ran.
       rows: one per output of the last step and per variable.
+      suspects: variables that differ where both gradients are the rounding of zero, which Adam amplifies.
+      precision: `float64` if that is what both ran in; empty if they ran as they are.
+      kept: operations that did not run in that precision.
     """
 
     steps: int
     rows: tuple[Difference, ...]
+    suspects: tuple[Suspect, ...] = ()
+    precision: str = ""
+    kept: tuple[str, ...] = ()
 
     @property
     def largest(self) -> float:
         """The largest relative difference of all."""
         return max((row.relative for row in self.rows), default=0.0)
+
+    @property
+    def unexplained(self) -> float:
+        """The largest relative difference of what is no suspect."""
+        suspects = {suspect.name for suspect in self.suspects}
+        return max((row.relative for row in self.rows if row.name not in suspects), default=0.0)
 
     def __str__(self) -> str:
         rows = sorted(self.rows, key=lambda row: (-row.relative, -row.absolute))
@@ -85,7 +104,23 @@ class Verification:
         lines = [line.rstrip() for line in text.getvalue().splitlines()] if rows else []
         if len(rows) > SHOWN_ROWS:
             lines.append(f"… and {len(rows) - SHOWN_ROWS} more that differ less")
-        return "\n".join([*lines, self.summary])
+        return "\n".join([*lines, self.summary, *self._explanations()])
+
+    def _explanations(self) -> Iterator[str]:
+        if self.suspects:
+            names = [suspect.name for suspect in self.suspects]
+            more = f" and {len(names) - SHOWN_SUSPECTS} more" if len(names) > SHOWN_SUSPECTS else ""
+            gradient, largest = max(each.gradient for each in self.suspects), self.suspects[0].largest
+            shown = ", ".join(names[:SHOWN_SUSPECTS]) + more
+            yield f"rounding of zero gradients, which an optimizer such as Adam amplifies: {shown}"
+            yield (
+                f"  where they differ, both gradients are {gradient:.2g} at most, and the largest of the step is "
+                f"{largest:.2g}; all else differs by {self.unexplained:.3g}"
+            )
+            if not self.precision:
+                yield '  to be sure, compare where rounding is 1e8 times smaller: step.verify(..., precision="float64")'
+        if self.kept:
+            yield f"not in {self.precision}, and rounded as before: {', '.join(self.kept)}"
 
     @property
     def summary(self) -> str:
@@ -93,7 +128,8 @@ class Verification:
         outputs = sum(row.kind == "output" for row in self.rows)
         steps = f"{self.steps} step{'s' * (self.steps > 1)}"
         compared = f"{outputs} outputs and {len(self.rows) - outputs} variables"
-        return f"{compared} after {steps}: largest relative difference {self.largest:.3g}"
+        precision = f" in {self.precision}" if self.precision else ""
+        return f"{compared} after {steps}{precision}: largest relative difference {self.largest:.3g}"
 
 
 class _State(NamedTuple):
@@ -111,7 +147,9 @@ class _State(NamedTuple):
         gen_resource_variable_ops.assign_variable_op(self.handle, value)
 
 
-def verify(plain: Any, compiled: Compiled, arguments: Arguments, steps: int = 1) -> Verification:
+def verify(
+    plain: Any, compiled: Compiled, arguments: Arguments, steps: int = 1, precision: str | None = None
+) -> Verification:
     """Compares the plan with the plain step over `steps` steps on the same batch; the variables stay as they are.
 
     Args:
@@ -119,26 +157,40 @@ def verify(plain: Any, compiled: Compiled, arguments: Arguments, steps: int = 1)
       compiled: the plan.
       arguments: the global batch.
       steps: how many steps each runs; outputs are those of the last.
+      precision: `float64` to run both with float64 in the place of every smaller float.
     Raises:
-      PlanError: there is no step to run.
+      PlanError: there is no step to run, or the precision is another one.
     """
+    _check(steps, precision)
+    compiled.gather()
+    pair = as_it_is(plain, compiled, arguments) if precision is None else in_float64(compiled, arguments)
+    state = {name: _State(each.handle, tf.as_dtype(each.dtype)) for name, each in pair.variables.items()}
+    before = {name: variable.read() for name, variable in state.items()}
+    try:
+        planned = _run(pair.planned, steps, state, after=pair.compiled.gather)
+        _restore(state, before)
+        single = _run(pair.single, steps, state)
+        _restore(state, before)
+        rows = tuple(_differences(planned, single))
+        suspects = _suspects(pair, rows, planned, single)
+    finally:
+        _restore(state, before)
+    return Verification(steps, rows, suspects, precision or "", tuple(sorted(pair.kept)))
+
+
+def _check(steps: int, precision: str | None) -> None:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise PlanError(
             "verify needs a whole number of steps from 1 on",
             details=[f"steps is {steps!r}"],
             way_out="Use verify(..., steps=1), or leave steps out.",
         )
-    args, kwargs = arguments.rebuilt(arguments.tensors)
-    compiled.gather()
-    state = _states(compiled.parts.variables, plain.get_concrete_function(*args, **kwargs).graph.variables)
-    before = {name: variable.read() for name, variable in state.items()}
-    try:
-        planned = _run(lambda: compiled(arguments.tensors), steps, state, after=compiled.gather)
-        _restore(state, before)
-        single = _run(lambda: plain(*args, **kwargs), steps, state)
-    finally:
-        _restore(state, before)
-    return Verification(steps, tuple(_differences(planned, single)))
+    if precision not in PRECISIONS:
+        raise PlanError(
+            "verify compares a step as it is, or in float64",
+            details=[f"precision is {precision!r}"],
+            way_out='Use verify(..., precision="float64"), or leave precision out.',
+        )
 
 
 class _Result(NamedTuple):
@@ -162,15 +214,16 @@ def _restore(state: Mapping[str, _State], values: Mapping[str, tf.Tensor]) -> No
         variable.assign(values[name])
 
 
-def _states(known: Mapping[str, Any], touched: Sequence[Any]) -> dict[str, _State]:
-    """The plan's variables by name, then those that only the plain step touches."""
-    variables, names = dict(known), Names()
-    handles = {id(variable.handle) for variable in known.values()}
-    for variable in touched:
-        if id(variable.handle) not in handles:
-            handles.add(id(variable.handle))
-            variables[names.unused(variable.name.removesuffix(":0"), variables)] = variable
-    return {name: _State(variable.handle, tf.as_dtype(variable.dtype)) for name, variable in variables.items()}
+def _suspects(pair: Pair, rows: tuple[Difference, ...], planned: _Result, single: _Result) -> tuple[Suspect, ...]:
+    """What may be rounding; among several processes nobody looks, since each has the gradients of its stages only."""
+    differing = {}
+    for name in [row.name for row in rows if row.kind == "variable" and VERIFIED < row.relative < np.inf]:
+        left, right = planned.variables[name].numpy(), single.variables[name].numpy()
+        differing[name] = np.abs(left - right) > VERIFIED * np.max(np.abs(right), initial=0)
+    if not differing or pair.compiled.parts.world is not None or not pair.compiled.program.gradients:
+        return ()
+    gradients = [{name: each.numpy() for name, each in found.items()} for found in pair.gradients()]
+    return find_suspects(pair.step, differing, *gradients)
 
 
 def _named(outputs: Any) -> dict[str, tf.Tensor]:
