@@ -199,7 +199,7 @@ def _compile(
     program = passes.run("hold_assignments", hold_assignments, program)
     passes.run("check", check, graph, roles, plan, states.sizes, variants, program)
     dump("held", program.main, after="hold_assignments")
-    _warn(_warnings(layout, request, accepted, line), told)
+    _warn(_warnings(layout, request, accepted, line, written_at(fn)), told)
     return graph, Parts(
         plan,
         program,
@@ -304,21 +304,29 @@ def _facts(
     )
 
 
-def _warn(texts: Iterable[str], told: set[str]) -> None:
-    for text in texts:
+def _warn(warned: Iterable[tuple[Line, str]], told: set[str]) -> None:
+    """Warns of what was not told before, as if the user's line did."""
+    for line, text in warned:
         if text not in told:
-            warnings.warn(text, stacklevel=2)
+            warnings.warn_explicit(text, UserWarning, line.file, line.number)
             told.add(text)
 
 
-def _warnings(layout: Layout, request: Request, accepted: Sequence[str], line: Callable[[str], Line]) -> Iterator[str]:
+def _warnings(
+    layout: Layout, request: Request, accepted: Sequence[str], line: Callable[[str], Line], step: Line
+) -> Iterator[tuple[Line, str]]:
     if accepted:
         each = ", ".join(f"'{name}' (at {line(name)})" for name in accepted)
-        yield f"each part of the batch has its own value of what accept= names: {each}"
+        lines = [line(name) for name in accepted]
+        at = next((at for at in lines if at.number), step)
+        yield at, f"each part of the batch has its own value of what accept= names: {each}"
     if layout.idle and request.stages and request.replica is None:
         used = {place for row in layout.places for place in row}
         idle = [layout.label(index) for index in range(len(layout.devices)) if index not in used]
-        yield f"{len(idle)} devices are left idle ({', '.join(idle)}): put replica() around the stages to use them"
+        yield (
+            step,
+            f"{len(idle)} devices are left idle ({', '.join(idle)}): put replica() around the stages to use them",
+        )
 
 
 def _result(trace: Trace, outputs: Sequence[tf.Tensor]) -> Any:

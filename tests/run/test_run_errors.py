@@ -152,7 +152,8 @@ def test_what_fails_in_python_that_each_part_runs_is_told_as_well() -> None:
 
 def test_what_fails_in_python_that_takes_arguments_alone_is_told_as_well() -> None:
     """It is run once, before the parts."""
-    check_told(replace(LAYOUTS[0], place="in the update, which runs once per step"), calling_python_once)
+    place = "in what is computed once, of the whole batch, before its parts go on"
+    check_told(replace(LAYOUTS[0], place=place), calling_python_once)
 
 
 def test_python_on_the_way_to_a_gradient_is_refused() -> None:

@@ -60,11 +60,17 @@ class Layout:
         return len(self.shares)
 
     def with_replicas(self, count: int) -> Layout:
-        """The layout with its first replicas only, whose shares sum to 1; the other devices are left idle."""
-        shares = self.shares[:count]
-        idle = self.idle + (self.replicas - count) * self.rows
+        """The layout with those replicas only that have the largest shares, the first ones of equal shares.
+
+        Their shares sum to 1 again; the other devices are left idle.
+        """
+        kept = sorted(sorted(range(self.replicas), key=lambda replica: -self.shares[replica])[:count])
+        total = sum(self.shares[replica] for replica in kept)
         return replace(
-            self, shares=tuple(share / sum(shares) for share in shares), places=self.places[:count], idle=idle
+            self,
+            shares=tuple(self.shares[replica] / total for replica in kept),
+            places=tuple(self.places[replica] for replica in kept),
+            idle=self.idle + (self.replicas - count) * self.rows,
         )
 
     @property

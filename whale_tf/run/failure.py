@@ -21,23 +21,25 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 from whale_tf.errors import Line, RunError
-from whale_tf.ir.graph import Node
+from whale_tf.ir.graph import Graph, Node
 
 if TYPE_CHECKING:
+    from whale_tf.rewrite.program import Program
     from whale_tf.run.compiled import Parts
     from whale_tf.world import Member
 
 ROOT = re.compile(r"^  \(\d+\) ([A-Z_]+): ", re.MULTILINE)
 NODE = re.compile(r"\{\{node ([^}]+)\}\}")
-CALL = re.compile(r"\[\[r(\d+)/(\d+)([FBIW])(\d+)(?:p\d+)?\]\]")
-DISSOLVED = re.compile(r"\{\{(?:colocation_)?node (?:Func/)?r(\d+)/(\d+)([FBIW])(\d+)(?:p\d+)?/([^}]+)\}\}")
-FUNCTION = re.compile(r"\{\{function_node whale_\d+_(\d+)([FBIW])")
+ACTION = r"r(?P<replica>\d+)/(?P<stage>\d+)(?P<kind>[FBIW])(?P<i>\d+)(?:p(?P<phase>\d+))?"
+CALL = re.compile(r"\[\[" + ACTION + r"\]\]")
+DISSOLVED = re.compile(r"\{\{(?:colocation_)?node (?:Func/)?" + ACTION + r"/(?P<node>[^}]+)\}\}")
+FUNCTION = re.compile(r"\{\{function_node whale_\d+_(?P<stage>\d+)(?P<kind>[FBIW])(?:p(?P<phase>\d+))?")
 # What an operation says that others have ended; TensorFlow gives it another class, so that it is not taken for its own.
 FROM_OTHERS = re.compile("originally returned UnavailableError|originally returned AbortedError")
 COLLECTIVES_ENDED = "Collective ops is aborted by"  # by an error of their own: those of the process stay so
@@ -99,7 +101,7 @@ def _failure(error: tf.errors.OpError, parts: Parts, rule: str, details: list[st
 def _name(block: str) -> str:
     """The operation that failed; empty where it is not told."""
     dissolved = DISSOLVED.search(block)
-    found = [dissolved[5]] if dissolved else NODE.findall(block)
+    found = [dissolved["node"]] if dissolved else NODE.findall(block)
     return str(found[0].split("/_")[0]) if found else ""
 
 
@@ -115,22 +117,62 @@ def _place(block: str, parts: Parts) -> str:
     """Which part of the step failed: `replica 1, stage 0, forward of micro-batch 2: examples 12 to 15 of 16`."""
     plan = parts.plan
     call, function = DISSOLVED.search(block) or CALL.search(block), FUNCTION.search(block)
-    if function is None and call is None:
-        return "in the update, which runs once per step" if NODE.search(block) else ""
-    stage, kind = (call[2], call[3]) if call else (function[1], function[2])  # type: ignore[index]  # one of the two is there
+    found = call or function
+    if found is None:
+        return _once(_name(block), parts.program) if NODE.search(block) else ""
+    stage = found["stage"]
     named = plan.layout.stages[int(stage)]
-    words = [f"replica {call[1]}"] if call and plan.layout.replicas > 1 else []
+    words = [f"replica {call['replica']}"] if call and plan.layout.replicas > 1 else []
     if len(plan.layout.stages) > 1:
         words.append(f"stage {stage}" + (f" '{named}'" if named != stage else ""))
-    words.append(PHASES[kind])
+    rounds, phase = _rounds(parts.program), int(found["phase"] or 0)
+    if len(rounds) > 1 and phase in rounds:
+        words.append(f"round {rounds.index(phase) + 1} of {len(rounds)}")
+    words.append(PHASES[found["kind"]] if phase in rounds else "totals of arguments, before the first forward")
     text = ", ".join(words)
     if call is None or plan.parts == 1 or not plan.examples:
         return text
-    replica, i = int(call[1]), int(call[4])
+    replica, i = int(call["replica"]), int(call["i"])
     first, size = plan.offset(replica, i), plan.sizes[replica][i]
     text += f" of micro-batch {i}" if plan.micro_batches > 1 else ""
     examples = f"example {first}" if size == 1 else f"examples {first} to {first + size - 1}"
     return f"{text}: {examples} of {plan.examples}, counted from 0"
+
+
+def _rounds(program: Program) -> list[int]:
+    """The phases that run per micro-batch, without those that only add up arguments: they read no variable."""
+    calls: dict[int, list[str]] = {}
+    for node in program.main:
+        if node.op == "Call":
+            calls.setdefault(node.attrs["phase"], []).append(node.name)
+    reading = [
+        phase
+        for phase, names in sorted(calls.items())
+        if any(program.main[name].op == "Read" for name in _before(names, program.main))
+    ]
+    return reading or sorted(calls)
+
+
+def _once(name: str, program: Program) -> str:
+    """Which part of what runs once per step: the update, or what is computed of the whole batch before or after it."""
+    main = program.main
+    if name not in main:
+        return "in what runs once per step"
+    if _before([name], main) & {ref.node for ref in program.gradients.values()}:
+        return "in the update, which runs once per step"
+    goes_on = name in _before([node.name for node in main if node.op == "Call"], main)
+    return f"in what is computed once, of the whole batch, {'before its parts go on' if goes_on else 'after its parts'}"
+
+
+def _before(names: Iterable[str], main: Graph) -> set[str]:
+    """The nodes that these wait for, themselves included; what is received was sent."""
+    found, stack = set[str](), list(names)
+    while stack:
+        node = main[stack.pop()]
+        if node.name not in found:
+            found.add(node.name)
+            stack.extend([*(ref.node for ref in node.inputs), *([node.twin] if node.op == "Recv" else [])])
+    return found
 
 
 def _lines(name: str, parts: Parts) -> list[Line]:
