@@ -124,7 +124,9 @@ def test_ways_out_that_are_exact(replicas: int, options: dict[str, Any]) -> None
         np.testing.assert_allclose(values(variables), values(plain), rtol=ROUNDING, atol=ROUNDING)
 
 
-@pytest.mark.parametrize("accept", ["Mean", ("Mean",), (LINE.split(" in ")[0],), ("Max", "Mean")])
+@pytest.mark.parametrize(
+    "accept", ["Mean", ("Mean",), (LINE.split(" in ")[0],), LINE.split(" in ")[0].split("/")[-1], ("Square", "Mean")]
+)
 def test_what_is_accepted_by_name_kind_or_line_is_each_parts_own(accept: Any) -> None:
     variables = weights(1)
     step = whale.function(micro_batches=2, accept=accept)(normalizing(variables))
@@ -133,6 +135,7 @@ def test_what_is_accepted_by_name_kind_or_line_is_each_parts_own(accept: Any) ->
     assert [str(each.message) for each in warned] == [
         f"each part of the batch has its own value of what accept= names: 'Mean' (at {LINE})"
     ]
+    assert f"{warned[0].filename}:{warned[0].lineno}" == LINE.split(" in ")[0], "it points at the user's line"
     losses = []
     for x in np.split(batch(), 4):
         (weight,) = weights(1)
@@ -163,3 +166,44 @@ def test_a_largest_number_is_not_accepted_of_each_part() -> None:
     wrong = whale.function(micro_batches=2, accept="Max")(step)
     right = whale.function(step)
     check_refused(whale.PlanError, message, lambda: wrong(batch()), lambda: right(batch()), variables)
+
+
+def test_what_is_accepted_has_to_be_there() -> None:
+    variables = weights(1)
+    message = (
+        "accept= names what the step does not have.\n"
+        "  'Men' is no operation, no kind of operation and no line of it\n"
+        "  'train.py:7' is no operation, no kind of operation and no line of it\n"
+        f"  at {LINE}\n"
+        "  Use accept=('Mean',), or leave it out."
+    )
+    wrong = whale.function(micro_batches=2, accept=("Men", "Mean", "train.py:7"))(normalizing(variables))
+    right = whale.function(micro_batches=2, coupling="exact")(normalizing(variables))
+    check_refused(whale.PlanError, message, lambda: wrong(batch()), lambda: right(batch()), variables)
+
+
+def test_what_is_accepted_without_need_has_to_be_there_too() -> None:
+    variables = weights(1)
+
+    def step(x: Any) -> Any:
+        with tf.GradientTape() as tape, whale.replica(2):
+            loss = tf.reduce_mean(tf.square(x @ variables[0]))
+        descend(tape, loss, variables)
+        return loss
+
+    message = (
+        "accept= names what the step does not have.\n"
+        "  'Max' is no operation, no kind of operation and no line of it\n"
+        "  Leave it out: here it would change nothing."
+    )
+    wrong, right = whale.function(micro_batches=2, accept="Max")(step), whale.function(micro_batches=2)(step)
+    check_refused(whale.PlanError, message, lambda: wrong(batch()), lambda: right(batch()), variables)
+
+
+def test_what_is_accepted_need_not_be_there_for_one_part_or_without_gradients() -> None:
+    evaluate = whale.function(micro_batches=2, accept="Max")(lambda x: tf.reduce_mean(x))
+    assert float(evaluate(batch())) == pytest.approx(0.5)
+    assert evaluate.plan.parts == 2
+    step = whale.function(micro_batches=2, accept="Max")(normalizing(weights(1), 1))
+    assert np.isfinite(step(batch(1)))
+    assert step.plan.parts == 1

@@ -47,10 +47,14 @@ class Coupling:
 
     def accepts(self, node: Node) -> bool:
         """Whether the user accepts what each part makes of a node."""
-        if not self.accept:
-            return False
+        return any(self.is_called(node, name) for name in self.accept)
+
+    def is_called(self, node: Node, name: str) -> bool:
+        """Whether a name is that of the node, of its kind or of its line, of which folders may be left out."""
+        if name in (node.name, node.op) or ":" not in name:
+            return name in (node.name, node.op)
         line = self.line_of(node.name)
-        return bool({node.name, node.op, f"{line.file}:{line.number}"} & set(self.accept))
+        return f"/{line.file}:{line.number}".endswith(f"/{name}")
 
 
 class Resolved(NamedTuple):
@@ -64,14 +68,43 @@ def resolve(sizes: Sizes, coupling: Coupling) -> Resolved:
     """The states of a step that several parts run, with a decision for everything that couples them.
 
     Raises:
-      PlanError: a gradient waits for what is neither computed nor accepted.
+      PlanError: a gradient waits for what is neither computed nor accepted, or what is accepted is not there.
     """
+    _refuse_unknown(sizes, coupling)
     states, accepted = _accepting(sizes, coupling, lambda name: coupling.accepts(sizes.graph[name]))
     wrong = _refused(states, coupling)
     if wrong:
         raise _refusal(states, wrong, coupling)
     _refuse_large_gathers(states, coupling)
     return Resolved(states, _told(sizes, accepted))
+
+
+def _refuse_unknown(sizes: Sizes, coupling: Coupling) -> None:
+    """Names that are accepted and that nothing has; a step without gradients may be another one's evaluation."""
+    if not any(node.op == "Gradient" for node in sizes.graph):
+        return
+    unknown = [name for name in coupling.accept if not any(coupling.is_called(node, name) for node in sizes.graph)]
+    if unknown:
+        names = _acceptable_names(sizes, coupling)
+        raise PlanError(
+            "accept= names what the step does not have",
+            details=[f"{name!r} is no operation, no kind of operation and no line of it" for name in unknown],
+            at=_lines(coupling, names),
+            way_out=f"Use {_written(names)}, or leave it out."
+            if names
+            else "Leave it out: here it would change nothing.",
+        )
+
+
+def _acceptable_names(sizes: Sizes, coupling: Coupling) -> tuple[str, ...]:
+    """The operations that could be accepted, if that would do for the step to run."""
+    tried, accepted = _accepting(sizes, coupling, lambda name: True)
+    return () if _refused(tried, coupling) else _told(sizes, accepted)
+
+
+def _written(names: Sequence[str]) -> str:
+    """`accept=('Mean', 'Roll')`."""
+    return f"accept=({', '.join(map(repr, names))}{',' * (len(names) == 1)})"
 
 
 def _told(sizes: Sizes, names: Collection[str]) -> tuple[str, ...]:
@@ -263,13 +296,11 @@ def _ways_out(
     states: States, wrong: Sequence[Ref], causes: Sequence[Ref], coupling: Coupling
 ) -> tuple[str, tuple[str, ...]]:
     """What helps, each way found to by deriving again; and the operations that could be accepted."""
-    ways, names = ['coupling="exact" computes it over the global batch'], tuple[str, ...]()
+    ways = ['coupling="exact" computes it over the global batch']
     if coupling.micro_batches > 1 and all(_small(states, ref) for ref in wrong):
         ways.append("micro_batches=1 does so without being told, since these are only few bytes")
-    tried, accepted = _accepting(states.sizes, coupling, lambda name: True)
-    if not _refused(tried, coupling):
-        names = _told(states.sizes, accepted)
-        listed = ", ".join(map(repr, names))
-        ways.append(f"accept=({listed}{',' if len(names) == 1 else ''}) takes each part's own value")
+    names = _acceptable_names(states.sizes, coupling)
+    if names:
+        ways.append(f"{_written(names)} takes each part's own value")
     ways_out = "Use one of these in whale.function: " + "; ".join(ways)
     return f"{ways_out}. Or use one replica and micro_batches=1.", names
