@@ -12,6 +12,7 @@ from typing import Any, overload
 
 import tensorflow as tf
 
+from whale_tf.annotate.devices import advise_devices
 from whale_tf.capture.outside import Outside
 from whale_tf.capture.record import Trace, line_of
 from whale_tf.capture.sized import Captured, at_every_size, at_one_size, capture_first
@@ -43,7 +44,7 @@ from whale_tf.run.processes import World, agree, digest_of, program_text, tell_f
 from whale_tf.run.reference import Reference
 from whale_tf.run.signature import Arguments, written_at
 from whale_tf.run.step import Options, Step
-from whale_tf.start import current_cluster, current_world
+from whale_tf.start import advise, current_cluster, current_world, is_chosen
 
 DUMP_VARIABLE = "WHALE_TF_DUMP"
 
@@ -226,7 +227,7 @@ def _laid_out(
         names, at = arguments.cut_names, [written_at(fn)]
         return cut_batch(arguments.examples, layout.shares, micro_batches, names, at=at, scope=scope)
 
-    layout = lay_out(request, current_cluster(), options.schedule)
+    layout = lay_out(request, current_cluster(), options.schedule, advise)
     return request, *fit_batch(layout, options.micro_batches, arguments.examples, cut)
 
 
@@ -320,6 +321,8 @@ def _warnings(
         lines = [line(name) for name in accepted]
         at = next((at for at in lines if at.number), step)
         yield at, f"each part of the batch has its own value of what accept= names: {each}"
+    if request.replica is not None and request.replica.count is None and len(layout.devices) == 1 and not is_chosen():
+        yield step, f"whale.init was not called, so {request.replica} has one device. {advise_devices(2)}"
     if layout.idle and request.stages and request.replica is None:
         used = {place for row in layout.places for place in row}
         idle = [layout.label(index) for index in range(len(layout.devices)) if index not in used]

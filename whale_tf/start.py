@@ -16,7 +16,7 @@ from tensorflow.python.eager import context  # private; tried with 2.21
 
 from whale_tf._protos import cluster_pb2
 from whale_tf.annotate.cluster import Cluster
-from whale_tf.annotate.devices import check_cluster, find_devices, share_cores
+from whale_tf.annotate.devices import advise_devices, check_cluster, find_devices, share_cores
 from whale_tf.errors import DeviceError
 from whale_tf.run import communicator
 from whale_tf.run.ops import broadcast
@@ -27,6 +27,8 @@ ADDRESS_BYTES = 4096
 
 # The cluster of the last `init`, if there was one: TensorFlow knows all devices, but not how many were asked for.
 _current: list[Cluster] = []
+# Whether that was the user's own call.
+_chosen: list[bool] = []
 # The world that this process has joined; a process joins once.
 _joined: list[World] = []
 
@@ -63,13 +65,33 @@ def init(devices: int | None = None, *, cluster: Cluster | None = None, threads:
     found = local
     if size > 1:
         found = _gathered(_join(environment), local, cluster)
-    _current[:] = [found]
+    _current[:], _chosen[:] = [found], [True]
     return found
 
 
 def current_cluster() -> Cluster:
     """The cluster of the last `init`; without one, what `init()` would find."""
-    return _current[0] if _current else init()
+    if not _current:
+        init()
+        _chosen.clear()
+    return _current[0]
+
+
+def is_chosen() -> bool:
+    """Whether the script has called `init`."""
+    return bool(_chosen)
+
+
+def advise(devices: int) -> str:
+    """What to do so that there are so many devices in all: what has been forgotten, and a way that leads there."""
+    world = current_world()
+    if world is not None:
+        return (
+            f"Give each of the {world.size} processes more devices, or start more processes, for {devices} in all, or "
+            "ask for fewer replicas or stages."
+        )
+    forgotten = "" if is_chosen() else "whale.init was not called. "
+    return f"{forgotten}{advise_devices(devices)} Or ask for fewer replicas or stages."
 
 
 def current_world() -> World | None:

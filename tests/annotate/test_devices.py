@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from whale_tf import start
 from whale_tf.annotate.cluster import Cluster, Device
+from whale_tf.annotate.devices import start_again
 from whale_tf.errors import DeviceError
 
 
@@ -55,7 +56,8 @@ def test_refuses_more_devices_than_tensorflow_started_with() -> None:
     assert str(refused.value) == (
         "TensorFlow already started with 8 devices.\n"
         "  12 logical CPU devices are asked for, 4 more than there are\n"
-        "  Call whale.init(12) before the first TensorFlow operation and before any other whale.init."
+        "  Start the process (in a notebook, the kernel) again, and call whale.init(12) first, before anything makes a "
+        "tensor, a variable or a model: TensorFlow fixes its devices then."
     )
 
 
@@ -102,6 +104,7 @@ def test_a_refused_call_leaves_the_current_cluster() -> None:
 
 PROGRAM = """
 import tensorflow as tf
+import whale_tf as whale
 from whale_tf.annotate.cluster import Cluster, Device
 from whale_tf.start import init
 from whale_tf.errors import DeviceError
@@ -146,3 +149,73 @@ def test_in_a_program_that_has_not_started(program: str, printed: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().endswith(printed)
+
+
+STEP = """
+@whale.function
+def step(x):
+    with whale.replica(3):
+        return tf.reduce_mean(x)
+def told():
+    try: step(tf.ones([6, 1]))
+    except DeviceError as error: return str(error)
+    return 'it runs'
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "printed"),
+    [
+        (
+            STEP + "print(told())",
+            "the step asks for 3 devices and there is 1.\n"
+            "  3 replicas x 1 device each = 3\n"
+            "  in replica(3) opened at <string>:12\n"
+            f"  whale.init was not called. {start_again('whale.init(3)')} Or ask for fewer replicas or stages.",
+        ),
+        ("init(3)" + STEP + "print(told())", "it runs"),
+        (
+            "init(3), init(2)" + STEP + "print(told())\ninit(3)\nprint(told())",
+            "the step asks for 3 devices and there are 2.\n"
+            "  3 replicas x 1 device each = 3\n"
+            "  in replica(3) opened at <string>:12\n"
+            "  Call whale.init(3) and then the step: TensorFlow has 3 devices here. Or ask for fewer replicas "
+            "or stages.\n"
+            "it runs",
+        ),
+        (
+            "init(2)\ntry: init(3)\nexcept DeviceError as error: print(error)",
+            "TensorFlow already started with 2 devices.\n"
+            "  3 logical CPU devices are asked for, 1 more than there are\n"
+            f"  {start_again('whale.init(3)')}",
+        ),
+    ],
+    ids=["forgotten", "not forgotten", "fewer the second time", "more the second time"],
+)
+@pytest.mark.long
+def test_what_is_told_where_init_is_forgotten_or_too_late(program: str, printed: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM + program], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == printed
+
+
+@pytest.mark.long
+def test_replicas_that_may_be_many_and_find_one_device_warn_of_a_forgotten_init() -> None:
+    program = (
+        PROGRAM
+        + STEP.replace("replica(3)", "replica()")
+        + """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    told()
+    told()
+print(*(each.message for each in caught), sep="\\n")
+"""
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout.strip() == (
+        f"whale.init was not called, so replica() opened at <string>:12 has one device. {start_again('whale.init(2)')}"
+    )

@@ -36,7 +36,7 @@ def stages(count: int, devices: Sequence[int | VirtualDevice] = (), *, parent: s
 
 
 def laid_out(devices: int, scope: Opened | None, pipeline: Sequence[Opened] = (), *, schedule: str = "1f1b") -> Layout:
-    return lay_out(Request(scope, tuple(pipeline)), cluster(devices), schedule)
+    return lay_out(Request(scope, tuple(pipeline)), cluster(devices), schedule, lambda count: f"Get {count} devices.")
 
 
 def fractions(shares: Sequence[int]) -> list[float]:
@@ -172,7 +172,7 @@ def test_stages_on_equal_virtual_devices_share_rows() -> None:
             "  in replica(2) opened at train.py:1\n"
             "  in stage() opened at train.py:2\n"
             "  in stage() opened at train.py:3\n"
-            "  Call whale.init(4) first, or ask for fewer replicas or stages.",
+            "  Get 4 devices.",
         ),
         (
             5,

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import whale_tf as whale
 from tests.run.mistakes import Source, batch, check_refused, descend, weights
+from whale_tf.annotate.devices import start_again
 
 
 @pytest.fixture(autouse=True)
@@ -56,8 +57,15 @@ def test_more_devices_than_there_are(there: int, count: int | None) -> None:
     message = (
         f"the step asks for {replicas * 3} devices and there are {there}.\n"
         f"  {replicas} replica{'s' * (replicas > 1)} x 3 devices each = {replicas * 3}\n"
-        f"  in replica({count or ''}) opened at {replica}\n" + f"  in stage() opened at {stage}\n" * 3 + "  "
-        f"Call whale.init({replicas * 3}) first, or ask for fewer replicas or stages."
+        f"  in replica({count or ''}) opened at {replica}\n"
+        + f"  in stage() opened at {stage}\n" * 3
+        + "  "
+        + (
+            start_again("whale.init(9)")
+            if replicas == 3
+            else "Call whale.init(3) and then the step: TensorFlow has 8 devices here."
+        )
+        + " Or ask for fewer replicas or stages."
     )
     check_refused(whale.DeviceError, message, lambda: step(batch(9), 3), lambda: step(batch(9), 2))
 
@@ -78,7 +86,7 @@ print(float(step(tf.ones([4]))))
     assert ran.stdout == (
         "TensorFlow already started with 1 device.\n"
         "  4 logical CPU devices are asked for, 3 more than there are\n"
-        "  Call whale.init(4) before the first TensorFlow operation and before any other whale.init.\n"
+        f"  {start_again('whale.init(4)')}\n"
         "4.0\n"
     )
 

@@ -42,9 +42,28 @@ def _first_gpus(count: int | None) -> Cluster:
         raise DeviceError(
             f"there are not {count} GPUs",
             details=[f"TensorFlow sees {len(gpus)}: {', '.join(gpu.label for gpu in gpus)}"],
-            way_out=f"Use whale.init({len(gpus)}), or set CUDA_VISIBLE_DEVICES=-1 for logical CPU devices.",
+            way_out=f"Use whale.init({len(gpus)}), or start again with CUDA_VISIBLE_DEVICES=-1 for CPU devices.",
         )
     return Cluster(gpus[:count])
+
+
+def advise_devices(count: int) -> str:
+    """What to do for so many devices in this process, one sentence: what can be done in it, or what it takes."""
+    gpus = tf.config.get_visible_devices("GPU")
+    if gpus:
+        return f"Start the process again where TensorFlow sees {count} GPUs, here {len(gpus)}."
+    existing = len(tf.config.list_logical_devices("CPU"))
+    if existing >= count:
+        return f"Call whale.init({count}) and then the step: TensorFlow has {existing} devices here."
+    return start_again(f"whale.init({count})")
+
+
+def start_again(call: str) -> str:
+    """What to do where TensorFlow has fixed already what a call of `init` asks for."""
+    return (
+        f"Start the process (in a notebook, the kernel) again, and call {call} first, before anything makes a tensor, "
+        "a variable or a model: TensorFlow fixes its devices then."
+    )
 
 
 def _make_cpus(count: int) -> None:
@@ -61,7 +80,7 @@ def _make_cpus(count: int) -> None:
         raise DeviceError(
             f"TensorFlow already started with {existing} device{'s' if existing > 1 else ''}",
             details=[f"{count} logical CPU devices are asked for, {count - existing} more than there are"],
-            way_out=f"Call whale.init({count}) before the first TensorFlow operation and before any other whale.init.",
+            way_out=start_again(f"whale.init({count})"),
         ) from error
 
 
@@ -93,10 +112,14 @@ def share_cores(threads: int | None, devices: int) -> None:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
     except RuntimeError as error:
         raise DeviceError(
-            f"TensorFlow already started with {now or 'as many'} threads{'' if now else ' as cores'} for an operation",
+            f"TensorFlow already started with {_written(now)} for an operation",
             details=[f"threads is {threads}"],
-            way_out="Call whale.init before the first TensorFlow operation and before any other whale.init.",
+            way_out=start_again(f"whale.init(..., threads={threads})"),
         ) from error
+
+
+def _written(threads: int) -> str:
+    return f"{threads} thread{'s' * (threads > 1)}" if threads else "as many threads as cores"
 
 
 def check_cluster(cluster: Cluster, rank: int = 0, size: int = 1) -> Cluster:

@@ -164,9 +164,11 @@ def read_scopes(opened: Sequence[Opened]) -> Request:
     return Request(replicas[0] if replicas else None, tuple(_in_order(stages)))
 
 
-def lay_out(request: Request, cluster: Cluster, schedule: str) -> Layout:
+def lay_out(request: Request, cluster: Cluster, schedule: str, advise: Callable[[int], str]) -> Layout:
     """Binds replicas and stages to devices.
 
+    Args:
+      advise: what to do so that there are so many devices.
     Raises:
       DeviceError: the devices do not suffice, or do not divide.
     """
@@ -178,10 +180,10 @@ def lay_out(request: Request, cluster: Cluster, schedule: str) -> Layout:
     if needed > total:
         scope = [str(scope) for scope in (request.replica, *request.stages) if scope is not None]
         raise DeviceError(
-            f"the step asks for {needed} devices and there are {total}",
+            f"the step asks for {needed} devices and there {'is' if total == 1 else 'are'} {total}",
             details=[f"{count} replica{'s' * (count > 1)} x {rows} device{'s' * (rows > 1)} each = {needed}"],
             scope=scope[:4],
-            way_out=f"{_more(cluster, needed)} first, or ask for fewer replicas or stages.",
+            way_out=advise(needed),
         )
     places = _places(request, cluster, count, rows)
     shares = request.replica.shares if request.replica is not None and request.replica.shares else (1.0,) * count
@@ -306,14 +308,6 @@ def _rows(request: Request, stages: int, total: int, schedule: str) -> int:
 
 def _asked(request: Request) -> int | None:
     return 1 if request.replica is None else request.replica.count
-
-
-def _more(cluster: Cluster, devices: int) -> str:
-    """What to do for so many devices in all."""
-    processes = len({device.process for device in cluster})
-    if processes == 1:
-        return f"Call whale.init({devices})"
-    return f"Give each of the {processes} processes more devices, or start more processes, for {devices} in all"
 
 
 def _count(request: Request, rows: int, cluster: Cluster) -> int:
