@@ -105,7 +105,9 @@ def function(
 
     def make(fn: Callable[..., Any]) -> Step:
         options.check(fn)
-        return Step(fn, options, functools.partial(compile_step, told=set(), captured={}), current_world)
+        return Step(
+            fn, options, functools.partial(compile_step, told=set(), captured={}), current_world, current_cluster
+        )
 
     return make if fn is None else make(fn)
 

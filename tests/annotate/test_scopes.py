@@ -102,14 +102,37 @@ def test_same_value_continues_a_stage_in_every_recording() -> None:
         assert stamps(trace(step)[1], "Exp") == ["s0", "s1", "s1"]
 
 
-def test_same_name_under_another_replica_is_another_stage() -> None:
+def test_replica_scopes_that_agree_are_one_and_stages_go_on_in_the_second() -> None:
     def step(x: tf.Tensor) -> tf.Tensor:
-        for _ in range(2):
-            with replica(), stage(name="a"):
+        for scope in (replica(), replica(2), replica(2), replica(shares=[3, 3])):
+            with scope, stage(name="a"):
                 x = tf.exp(x)
         return x
 
-    assert [(o.key, o.parent) for o in trace(step)[0].opened] == [("r0", ""), ("s0", "r0"), ("r1", ""), ("s1", "r1")]
+    record, graph = trace(step)
+    assert [(o.key, o.parent, o.count) for o in record.opened] == [("r0", "", 2), ("s0", "r0", None)]
+    assert stamps(graph, "Exp") == ["s0"] * 4
+
+
+@pytest.mark.parametrize("other", [replica(3), replica(shares=[2, 1])], ids=["count", "shares"])
+def test_replica_scopes_that_differ_are_two(other: replica) -> None:
+    def step(x: tf.Tensor) -> tf.Tensor:
+        for scope in (replica(2), other, other):
+            with scope:
+                x = tf.exp(x)
+        return x
+
+    assert [(o.key, o.count) for o in trace(step)[0].opened] == [("r0", 2), ("r1", other.count)]
+
+
+def test_shares_that_have_the_same_ratios_agree() -> None:
+    def step(x: tf.Tensor) -> tf.Tensor:
+        for scope in (replica(shares=[2, 1]), replica(shares=[4, 2])):
+            with scope:
+                x = tf.exp(x)
+        return x
+
+    assert [(o.key, o.shares) for o in trace(step)[0].opened] == [("r0", (2.0, 1.0))]
 
 
 def test_replica_inside_stage_is_recorded() -> None:
@@ -134,6 +157,11 @@ def test_scopes_print_as_written_and_opened_with_their_line() -> None:
                 x = tf.exp(x)
             with stage(name="a"):  # named
                 x = tf.exp(x)
+        return x
+
+    def other(x: tf.Tensor) -> tf.Tensor:
+        with replica():
+            x = tf.exp(x)
         with replica(shares=(1, 0.5)):  # uneven
             return tf.exp(x)
 
@@ -142,8 +170,10 @@ def test_scopes_print_as_written_and_opened_with_their_line() -> None:
         f"stage() opened at {place('plain')}",
         f"stage(2) opened at {place('wide')}",
         f"stage 'a' opened at {place('named')}",
-        f"replica(shares=[1, 0.5]) opened at {place('uneven')}",
     ]
+    assert [str(opened) for opened in trace(other)[0].opened] == [
+        f"replica(shares=[1, 0.5]) opened at {place('uneven')}"
+    ], "the line that says how many"
     assert str(stage(2, name="a")) == "stage(devices=2, name='a')"
 
 

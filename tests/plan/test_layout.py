@@ -263,7 +263,7 @@ def test_annotated_stages_stand_in_the_order_of_their_numbers() -> None:
             "the step has replica scopes that differ.\n"
             "  in replica(2) opened at train.py:1\n"
             "  in replica(3) opened at train.py:5\n"
-            "  Give all of them the same count and shares.",
+            "  The batch is cut once: give all of them the same count and shares, or write replica() for all but one.",
         ),
         (
             [*stages(1), replica(2, line=5, parent="s0")],

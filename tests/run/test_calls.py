@@ -171,6 +171,7 @@ def test_inputs_may_be_arrays_tensors_nested_and_named() -> None:
         assert (result["name"], result["nothing"]) == ("kept", None)
 
 
+@pytest.mark.filterwarnings("ignore:5 of the last")
 def test_a_python_argument_is_a_constant_and_another_one_a_new_trace() -> None:
     traced: list[Any] = []
 

@@ -106,3 +106,22 @@ def test_the_batch_after_a_small_one_has_all_its_parts_again() -> None:
         step(batch(examples))
         sizes.append((step.plan.layout.replicas, step.plan.micro_batches))
     assert sizes == [(4, 2), (3, 1), (4, 2)]
+
+
+def test_the_replica_with_the_largest_share_is_kept() -> None:
+    step = whale.function(training(weights(1), 1, shares=[1, 9, 90]))
+    step(batch(8))
+    assert str(step.plan.sizes) == "((1,), (7,))"
+    assert step.plan.layout.shares == pytest.approx((9 / 99, 90 / 99))
+    assert str(step.plan.layout.places) == "((1,), (2,))", "the first one's share is less than an example"
+    step(batch(1))
+    assert str(step.plan.sizes) == "((1,),)"
+    assert str(step.plan.layout.places) == "((2,),)"
+
+
+def test_a_step_is_planned_again_for_other_devices() -> None:
+    step = whale.function(training(weights(1), 1))
+    for devices in (2, 4, 2):
+        whale.init(devices)
+        step(batch(8))
+        assert step.plan.layout.replicas == devices

@@ -153,7 +153,7 @@ def test_replica_scopes_that_differ() -> None:
         "the step has replica scopes that differ.\n"
         f"  in replica(2) opened at {source.opened('with whale.replica(2)')}\n"
         f"  in replica(4) opened at {source.opened('with whale.replica(4')}\n"
-        "  Give all of them the same count and shares."
+        "  The batch is cut once: give all of them the same count and shares, or write replica() for all but one."
     )
     check_refused(whale.ScopeError, message, lambda: step(batch(), True), lambda: step(batch(), False))
 

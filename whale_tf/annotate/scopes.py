@@ -6,9 +6,10 @@
         with stage(name="head"):        Opened(key="s1", kind="stage", parent="r0", name="head")
             y = tf.matmul(h, v)
 
-Entering a scope is free outside a recording. One subgroup are: stages with the same name under the same parent, and the
-very same scope value entered again. Each `stage()` without a name is a new stage whenever it is run. This is the one
-module that holds mutable state: which recording a thread is in.
+Entering a scope is free outside a recording. One subgroup are: stages with the same name under the same parent, all
+replica scopes that agree, since the batch is cut once, and the very same scope value entered again. Each `stage()`
+without a name is a new stage whenever it is run. This is the one module that holds mutable state: which recording a
+thread is in.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ class Scope:
 class replica(Scope):
     """What is inside is replicated.
 
+    All replica scopes of a step are one: the model may be in several, and what is outside joins them where it can.
+
     Args:
       count: how many replicas; by default as many as the devices allow.
       shares: relative parts of the batch, one per replica; only their ratios matter.
@@ -88,6 +91,10 @@ class replica(Scope):
         if self.shares is not None:
             object.__setattr__(self, "shares", _checked_shares(self.shares, self.count))
             object.__setattr__(self, "count", len(self.shares))
+
+    @property
+    def identity(self) -> Hashable:
+        return "replica"
 
     def opened_at(self, line: Line) -> Opened:
         shares = None if self.shares is None else tuple(self.shares)
@@ -233,7 +240,12 @@ class Recording:
             raise _apart_error(here, graph)
         parent = _parent_of(here, stack)
         key = f"{here.kind[0]}{sum(opened.kind == here.kind for opened in self._known.values())}"
-        identity = (parent, type(scope), scope.identity)
+        identity: Hashable = (parent, type(scope), scope.identity)
+        joined = self._known[identity].joined(here) if identity in self._known else None
+        if joined is not None:
+            self._known[identity] = joined
+        elif identity in self._known:
+            identity = (parent, type(scope), scope)  # the plan refuses the two, with both their lines
         if identity not in self._known:
             self._known[identity] = replace(here, key=key, parent=parent)
             self._on_open(self._known[identity])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from whale_tf.annotate.cluster import VirtualDevice
@@ -33,6 +33,19 @@ class Opened:
     shares: tuple[float, ...] | None = None
     devices: int | VirtualDevice = 1
     index: int | None = None
+
+    def joined(self, other: Opened) -> Opened | None:
+        """The two as one subgroup, or None where they ask for different replicas; a count may be left out in one."""
+        if other.count is None:
+            return self
+        if self.count is None:
+            return replace(self, count=other.count, shares=other.shares, line=other.line)
+        return self if self._parts() == other._parts() else None
+
+    def _parts(self) -> tuple[float, ...]:
+        """The part of the batch that each replica gets."""
+        shares = self.shares or (1.0,) * (self.count or 1)
+        return tuple(round(share / sum(shares), 9) for share in shares)
 
     @property
     def label(self) -> str:

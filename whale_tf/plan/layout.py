@@ -145,7 +145,8 @@ def read_scopes(opened: Sequence[Opened]) -> Request:
         raise ScopeError(
             "the step has replica scopes that differ",
             scope=[str(scope) for scope in replicas],
-            way_out="Give all of them the same count and shares.",
+            way_out="The batch is cut once: give all of them the same count and shares, or write replica() for all but "
+            "one.",
         )
     keys = {scope.key for scope in stages}
     inside = [scope for scope in replicas if scope.parent in keys]
@@ -181,7 +182,10 @@ def lay_out(request: Request, cluster: Cluster, schedule: str, advise: Callable[
         scope = [str(scope) for scope in (request.replica, *request.stages) if scope is not None]
         raise DeviceError(
             f"the step asks for {needed} devices and there {'is' if total == 1 else 'are'} {total}",
-            details=[f"{count} replica{'s' * (count > 1)} x {rows} device{'s' * (rows > 1)} each = {needed}"],
+            details=[
+                f"{count} replica{'s' * (count > 1)} x {rows} device{'s' * (rows > 1)} each = {needed}",
+                *_repeated(request.stages),
+            ],
             scope=scope[:4],
             way_out=advise(needed),
         )
@@ -195,6 +199,17 @@ def lay_out(request: Request, cluster: Cluster, schedule: str, advise: Callable[
     return Layout(
         tuple(share / whole for share in shares), names, places, devices, idle, processes if any(processes) else ()
     )
+
+
+def _repeated(stages: Sequence[Opened]) -> list[str]:
+    """Stages that may have been meant to be one: opened several times at one line, without a name."""
+    times = Counter((scope.label, scope.line) for scope in stages if not scope.name and scope.index is None)
+    return [
+        f"{label} at {line.file}:{line.number} was opened {count} times, as a new stage each time: stage(name='a') "
+        "opened again goes on"
+        for (label, line), count in times.items()
+        if count > 1
+    ]
 
 
 def fit_batch(

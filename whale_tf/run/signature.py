@@ -27,6 +27,7 @@ class Arguments:
       key: equal for calls that one trace serves.
       family: equal for calls that differ in the batch at most.
       structure: the arguments with each tensor replaced by its position.
+      constants: the other leaves, each with its place.
       fed: whether each process gives its own part of the global batch.
     """
 
@@ -37,6 +38,7 @@ class Arguments:
     key: Hashable
     family: Hashable
     structure: tuple[tuple[Any, ...], dict[str, Any]]
+    constants: tuple[tuple[str, Any], ...] = ()
     fed: bool = False
 
     def to_feed(self) -> Arguments:
@@ -109,12 +111,14 @@ def take_apart(
     tensors: list[tf.Tensor] = []
     names: list[str] = []
     key: list[Hashable] = []
+    constants: list[tuple[str, Any]] = []
 
     def take(path: Sequence[Any], leaf: Any) -> Any:
         if isinstance(leaf, (tf.RaggedTensor, tf.SparseTensor, tf.IndexedSlices)):
             raise _not_dense(_written(path), leaf, function)
         if not is_tensor(leaf):
             key.append(_hashable(leaf))
+            constants.append((_written(path), leaf))
             return _Constant(leaf)
         tensors.append(tf.convert_to_tensor(leaf))
         names.append(_written(path))
@@ -138,7 +142,9 @@ def take_apart(
         tuple((dtype, shape[cut:]) for (dtype, shape), cut in zip(layout, batch, strict=True)),
     )
     bound.arguments.update(structure)
-    return Arguments(tuple(tensors), tuple(names), batch, examples, shape_key, family, (bound.args, bound.kwargs))
+    return Arguments(
+        tuple(tensors), tuple(names), batch, examples, shape_key, family, (bound.args, bound.kwargs), tuple(constants)
+    )
 
 
 def is_tensor(value: Any) -> bool:

@@ -21,6 +21,7 @@ from whale_tf.run.feed import Fed, digest, ranges_of, take_part
 from whale_tf.run.graph_file import save_graph
 from whale_tf.run.lockstep import Lockstep
 from whale_tf.run.processes import World
+from whale_tf.run.retracing import Retracing
 from whale_tf.run.signature import Arguments, take_apart, written_at
 from whale_tf.run.timeline import Timeline, kept, measure
 from whale_tf.run.verification import VERIFIED, Verification, verify
@@ -103,19 +104,25 @@ class Step:
     """The user's step, parallel: called as the function it was made from, with the global batch."""
 
     def __init__(
-        self, function: Callable[..., Any], options: Options, compiler: Compiler, world: Callable[[], World | None]
+        self,
+        function: Callable[..., Any],
+        options: Options,
+        compiler: Compiler,
+        world: Callable[[], World | None],
+        devices: Callable[[], Hashable],
     ) -> None:
         functools.update_wrapper(self, function)
         self.python_function = function
         self.options = options
         self._compiler = compiler
-        self._world = world
+        self._world, self._devices = world, devices
         self._lockstep = Lockstep(getattr(function, "__name__", "step"), world)
         self._compiled: dict[Hashable, Compiled] = {}
         self._last: Compiled | None = None
         self._batch: tuple[tf.Tensor, ...] = ()
         self._plain: Any = None
         self._lock = threading.RLock()
+        self._retracing = Retracing(getattr(function, "__name__", "step"), written_at(function))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs one step.
@@ -135,7 +142,7 @@ class Step:
             )
         with self._lock:
             arguments = self._arguments(args, kwargs)
-            first = arguments.key not in self._compiled
+            first = self._key(arguments) not in self._compiled
             compiled = self._for(arguments, "call", args)
             if first and self.options.verify_first:
                 self._verify_first(compiled, arguments)
@@ -170,9 +177,15 @@ class Step:
         name = f"_whale_step_{self.python_function.__qualname__}"  # a class and its parent may both have one
         bound = instance.__dict__.get(name)
         if bound is None:
-            bound = Step(self.python_function.__get__(instance, owner), self.options, self._compiler, self._world)
+            bound = Step(
+                self.python_function.__get__(instance, owner), self.options, self._compiler, self._world, self._devices
+            )
             instance.__dict__[name] = bound
         return bound
+
+    def _key(self, arguments: Arguments) -> Hashable:
+        """Equal for calls that one plan serves: of the same shapes, on the same devices."""
+        return arguments.key, self._devices()
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         if len(args) == 1 and isinstance(args[0], Fed) and not kwargs:
@@ -185,19 +198,20 @@ class Step:
         Raises:
           BatchError: the arguments were fed for another step, which cuts a batch otherwise.
         """
-        fed = args[0] if arguments.fed and args else None
+        fed, key = args[0] if arguments.fed and args else None, self._key(arguments)
 
         def details() -> str:
-            known = arguments.key in self._compiled
-            trace = f"trace {list(self._compiled).index(arguments.key)}" if known else "to be traced"
+            trace = f"trace {list(self._compiled).index(key)}" if key in self._compiled else "to be traced"
             return (
                 f"{trace}, {arguments.examples} examples with digest {fed.digest if fed else digest(arguments.tensors)}"
             )
 
         self._lockstep.report(what, details)
-        if arguments.key not in self._compiled:
-            self._compiled[arguments.key] = self._compiler(self.python_function, arguments, self.options)
-        self._last = self._compiled[arguments.key]
+        if what == "feed" or (what == "call" and not arguments.fed):
+            self._retracing.count(arguments, new=key not in self._compiled)
+        if key not in self._compiled:
+            self._compiled[key] = self._compiler(self.python_function, arguments, self.options)
+        self._last = self._compiled[key]
         if fed is not None and fed.ranges != ranges_of(self._last.plan):
             raise BatchError(
                 f"the batch was fed for another step than '{self.python_function.__name__}'",
@@ -315,7 +329,7 @@ class Step:
         if found.largest > VERIFIED >= found.unexplained:
             found = verify(self._plain, compiled, arguments, precision="float64")
         if found.unexplained > VERIFIED:
-            del self._compiled[arguments.key]
+            del self._compiled[self._key(arguments)]
             raise PlanError(
                 "the first step is not that of one device",
                 details=str(found).splitlines(),
