@@ -57,6 +57,7 @@ def test_more_devices_than_there_are(there: int, count: int | None) -> None:
     message = (
         f"the step asks for {replicas * 3} devices and there are {there}.\n"
         f"  {replicas} replica{'s' * (replicas > 1)} x 3 devices each = {replicas * 3}\n"
+        f"  stage() at {stage} was opened 3 times, and is 3 stages; with a name it is one\n"
         f"  in replica({count or ''}) opened at {replica}\n"
         + f"  in stage() opened at {stage}\n" * 3
         + "  "

@@ -205,8 +205,7 @@ def _repeated(stages: Sequence[Opened]) -> list[str]:
     """Stages that may have been meant to be one: opened several times at one line, without a name."""
     times = Counter((scope.label, scope.line) for scope in stages if not scope.name and scope.index is None)
     return [
-        f"{label} at {line.file}:{line.number} was opened {count} times, as a new stage each time: stage(name='a') "
-        "opened again goes on"
+        f"{label} at {line.file}:{line.number} was opened {count} times, and is {count} stages; with a name it is one"
         for (label, line), count in times.items()
         if count > 1
     ]
