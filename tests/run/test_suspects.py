@@ -11,7 +11,8 @@ import tensorflow as tf
 
 import whale_tf as whale
 from tests.run.mistakes import WIDTH, batch, descend, weights
-from whale_tf.run import precision, verification
+from whale_tf.run import precision as programs
+from whale_tf.run import verification
 from whale_tf.run.precision import Pair
 from whale_tf.run.verification import VERIFIED
 
@@ -113,7 +114,7 @@ def test_where_all_agrees_there_are_no_suspects() -> None:
 
 def wrong(step: Any, change: Any, monkeypatch: pytest.MonkeyPatch, *args: Any) -> Any:
     """Verifies a plan that does something else after each step."""
-    original = precision.as_it_is
+    original = programs.as_it_is
 
     def pair(*arguments: Any) -> Pair:
         made = original(*arguments)
@@ -168,10 +169,8 @@ def test_a_variable_that_is_written_from_no_gradient_is_not_called_rounding(monk
     assert (found.suspects, found.unexplained > VERIFIED) == ((), True)
 
 
-def test_rows_of_an_embedding_that_no_example_takes_are_compared_by_their_gradient(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Their gradient is zero in both, but a plan that changes them is wrong only where it is not zero."""
+def test_what_differs_where_both_gradients_are_nothing_is_not_called_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of an embedding that no example takes: a plan that changes them is wrong."""
     table = tf.Variable(tf.ones([5, WIDTH]), name="table")
 
     @whale.function
@@ -182,8 +181,44 @@ def test_rows_of_an_embedding_that_no_example_takes_are_compared_by_their_gradie
         table.scatter_sub(tf.IndexedSlices(gradient.values, gradient.indices))
         return loss
 
-    found = wrong(step, lambda: table.assign_add(tf.ones([5, WIDTH])), monkeypatch, np.array([0, 1, 1, 2]))
+    def change() -> None:
+        table.scatter_add(tf.IndexedSlices(tf.ones([2, WIDTH]), tf.constant([3, 4])))
+
+    found = wrong(step, change, monkeypatch, np.array([0, 1, 1, 2]))
     assert (found.suspects, found.unexplained > VERIFIED) == ((), True)
+
+
+def test_gradients_that_are_no_numbers_explain_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = weights(2)
+
+    @whale.function
+    def step(x: Any) -> Any:
+        with tf.GradientTape() as tape, whale.replica(2):
+            loss = tf.reduce_mean(tf.square(x @ first)) + tf.reduce_mean(tf.math.log(x @ second - 2))
+        descend(tape, loss, [first, second])
+        return loss
+
+    found = wrong(step, lambda: first.assign_add(tf.ones([WIDTH, WIDTH])), monkeypatch, batch())
+    assert found.suspects == ()
+    assert found.unexplained > VERIFIED
+
+
+def test_statistics_of_each_part_differ_in_float64_as_well() -> None:
+    inputs = keras.Input((WIDTH,))
+    model = keras.Model(inputs, keras.layers.BatchNormalization()(keras.layers.Dense(3, activation="tanh")(inputs)))
+
+    @whale.function
+    def step(x: Any) -> Any:
+        with tf.GradientTape() as tape, whale.replica(2):
+            loss = tf.reduce_mean(tf.square(model(x, training=True) - 1))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        return loss
+
+    optimizer = keras.optimizers.Adam(0.01)
+    optimizer.build(model.trainable_variables)
+    for precision in (None, "float64"):
+        assert step.verify(batch(), precision=precision).unexplained > 0.01
 
 
 def test_operations_that_stay_are_named() -> None:

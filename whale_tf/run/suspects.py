@@ -46,18 +46,18 @@ def find_suspects(step: Graph, differing: Arrays, planned: Arrays, plain: Arrays
       differing: for each variable that differs, which of its elements do.
       planned, plain: the plan's gradients and those of one device, by their nodes in `step`.
     """
-    both = [_by_variable(step, each) for each in (planned, plain)]
-    largest = max((_largest(gradient) for gradient in both[1].values()), default=0.0)
+    left, right = _by_variable(step, planned), _by_variable(step, plain)
+    largest = max((_largest(gradient) for gradient in right.values()), default=0.0)
+    if not np.isfinite(largest):
+        return ()
     found = []
     for name, where in differing.items():
-        sizes = [
-            _largest(gradients[marker][where])
-            for marker in _gradients_of(step, name, where.shape, both[1])
-            for gradients in both
-        ]
-        bound = ROUNDING.get(next(iter(both[1].values())).itemsize, 0.0) * largest if both[1] else 0.0
-        if sizes and max(sizes) <= bound:
-            found.append(Suspect(name, max(sizes), largest))
+        names = _gradients_of(step, name, where.shape, right)
+        sizes = [np.maximum(np.abs(left[each]), np.abs(right[each]))[where] for each in names]
+        bounds = [ROUNDING.get(right[each].itemsize, 0.0) * largest for each in names]
+        # A gradient that is 0 in both is no rounding: the update is the same, and what differs is wrong.
+        if sizes and all(0 < size.min() <= _largest(size) <= bound for size, bound in zip(sizes, bounds, strict=True)):
+            found.append(Suspect(name, max(map(_largest, sizes)), largest))
     return tuple(found)
 
 
