@@ -85,7 +85,8 @@ class Calls:
                 if source.kind == "step":
                     yield ref, source.ref
                 elif source.kind == "slice" and self.graph[source.ref.node].op == "Piece":
-                    yield self._whole_of(ref), self.graph[source.ref.node].inputs[0]
+                    piece = self.graph[source.ref.node]
+                    yield self._whole_of(ref, piece.attrs["outer"]), piece.inputs[0]
 
     def origin(self, ref: Ref) -> Ref:
         """The tensor itself, where transfers brought it."""
@@ -124,12 +125,14 @@ class Calls:
         own = self.plan.examples_of(self.program.process_of(node))[0] if self.program.fed and not piece else 0
         return self.of_range.get((begin[dim] // chunk + own, size[dim] // chunk))
 
-    def _whole_of(self, ref: Ref) -> Ref:
-        """What a piece was cut from."""
-        ref = self.origin(ref)
-        while self.main[ref.node].op in ("Slice", "Reshape") and self.main[ref.node].name not in self.graph:
-            ref = self.origin(self.main[ref.node].inputs[0])
-        return ref
+    def _whole_of(self, ref: Ref, outer: int) -> Ref:
+        """What a piece was cut from: where a dim is seen as two, between two reshapes."""
+        for op in ("Reshape", "Slice", "Reshape") if outer > 1 else ("Slice",):
+            node = self.main[self.origin(ref).node]
+            if node.op != op:
+                break
+            ref = node.inputs[0]
+        return self.origin(ref)
 
     def _read(self, node: Node) -> Called | None:
         function = self.program.functions.get(node.attrs["function"].decode())
