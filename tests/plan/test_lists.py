@@ -41,6 +41,13 @@ def test_an_element_is_cut_where_it_was() -> None:
     assert state_of(element) == "Split(0)"
 
 
+def test_the_shape_of_an_element_has_each_parts_own_number_of_rows() -> None:
+    def shape(x: tf.Tensor) -> tf.Tensor:
+        return raw.TensorListElementShape(input_handle=of_rows(x), shape_type=tf.int32)
+
+    assert state_of(shape) == "Extent(0)"
+
+
 def test_each_part_has_a_list_of_its_own_examples() -> None:
     traced = trace(lambda x: {"y": stacked(raw.TensorListFromTensor(tensor=x, element_shape=SHAPE), SHAPE)})
     assert traced.told(traced.derived()) == {"y": "Split(0)"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from whale_tf.ir.sharding import BLANK, LISTED, WHOLE, Split, Value
+from whale_tf.ir.sharding import BLANK, LISTED, WHOLE, Extent, Split, Value
 from whale_tf.plan.calls import together
 from whale_tf.plan.local import AS_IS, Answer, Local, Operation, piece_of
 
@@ -62,7 +62,9 @@ def reserved(operation: Operation) -> Answer:
 
 def of_list(operation: Operation) -> Answer:
     """TensorListResize, and what a list tells of itself."""
-    value = operation.inputs[0].value
+    value, cut = operation.inputs[0].value, operation.inputs[0].cut
+    if operation.node.op == "TensorListElementShape" and cut is not None:
+        return Local((Value(Extent(cut.dim)),))
     return Local((value if operation.node.outputs[0].dtype == "variant" else Value(WHOLE),))
 
 
