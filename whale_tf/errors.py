@@ -107,3 +107,7 @@ class RunError(WhaleError):
 
 class InternalError(WhaleError):
     """A pass broke the program: a fault of whale_tf, with the pass and the dump to look at."""
+
+
+class ValueCheckError(InternalError):
+    """A value that the plan computed is not one device's, found with WHALE_TF_CHECK=values: a fault of whale_tf."""

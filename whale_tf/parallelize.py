@@ -17,7 +17,7 @@ from whale_tf.capture.outside import Outside
 from whale_tf.capture.record import Trace, line_of
 from whale_tf.capture.sized import Captured, at_every_size, at_one_size, capture_first
 from whale_tf.capture.translate import CapturedStep
-from whale_tf.errors import Line
+from whale_tf.errors import Line, PlanError
 from whale_tf.ir.dumps import Dumps
 from whale_tf.ir.graph import Graph
 from whale_tf.plan.coupling import Coupling, resolve
@@ -44,9 +44,15 @@ from whale_tf.run.processes import World, agree, digest_of, program_text, tell_f
 from whale_tf.run.reference import Reference
 from whale_tf.run.signature import Arguments, written_at
 from whale_tf.run.step import Options, Step
+<<<<<<< HEAD
 from whale_tf.start import advise, current_cluster, current_world, is_chosen
+=======
+from whale_tf.run.value_check import Checked
+from whale_tf.start import current_cluster, current_world
+>>>>>>> d91e110 (Compare every value of a step with one device's while it runs: WHALE_TF_CHECK=values)
 
 DUMP_VARIABLE = "WHALE_TF_DUMP"
+CHECK_VARIABLE = "WHALE_TF_CHECK"
 
 
 @overload
@@ -129,17 +135,33 @@ def compile_step(
       told: warnings that are not repeated; added to.
       captured: for each kind of arguments the step at a size that it was traced at; added to.
     """
-    world, name = current_world(), getattr(fn, "__name__", "step")
+    world, name, checked = current_world(), getattr(fn, "__name__", "step"), _checks_values()
     with _without_collection(), named_only():
         try:
-            graph, parts = _compile(fn, arguments, options, told, captured, world)
+            graph, parts, states = _compile(fn, arguments, options, told, captured, world)
         except Exception as error:
             if world is not None:
                 tell_failure(world, name, error)
             raise
         if world is not None:
             _meet(world, name, arguments, graph, parts)
-        return Compiled(parts)
+        return Checked(parts, states) if checked else Compiled(parts)
+
+
+def _checks_values() -> bool:
+    """Whether every value of a step is compared with one device's.
+
+    Raises:
+      PlanError: the environment asks for something else.
+    """
+    asked = os.environ.get(CHECK_VARIABLE, "")
+    if asked not in ("", "values"):
+        raise PlanError(
+            f"{CHECK_VARIABLE} must be 'values', or empty",
+            details=[f"it is {asked!r}"],
+            way_out=f"Set {CHECK_VARIABLE}=values to compare every value of a step with one device's, or unset it.",
+        )
+    return asked == "values"
 
 
 @contextlib.contextmanager
@@ -163,8 +185,8 @@ def _compile(
     told: set[str],
     captured: dict[Hashable, Captured],
     world: World | None,
-) -> tuple[Graph, Parts]:
-    """The step's graph, and all that is needed to run it."""
+) -> tuple[Graph, Parts, States]:
+    """The step's graph, all that is needed to run it, and the states of its values."""
     dump = Dumps(os.environ.get(DUMP_VARIABLE))
     before = captured.get(arguments.family)
     outside = before.outside if before is not None else Outside()
@@ -216,6 +238,10 @@ def _compile(
         getattr(fn, "__name__", "step"),
         Reference(step.trace.graph, step.trace.arguments, step.trace.outputs, step.graph),
     )
+<<<<<<< HEAD
+=======
+    return graph, parts, states
+>>>>>>> d91e110 (Compare every value of a step with one device's while it runs: WHALE_TF_CHECK=values)
 
 
 def _laid_out(

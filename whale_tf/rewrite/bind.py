@@ -75,6 +75,7 @@ class Binder:
             for size, variant in self.variants.items()
             for function in variant.values()
         }
+<<<<<<< HEAD
         layout = self.plan.layout
         return Program(
             main,
@@ -91,6 +92,19 @@ class Binder:
         """Where the merged gradients are; of several groups, that of the first."""
         places = {key[0].node: placed.ref for key, placed in reversed(self.step.items()) if key[0].node in self.graph}
         return {name: places[name] for name in sorted(self.roles.markers) if name in places}
+=======
+        layout, whole = self.plan.layout, self._whole()
+        return Program(main, names, layout.devices, self.inline, layout.processes, self.fed, self.ids, whole=whole)
+
+    def _whole(self) -> dict[Ref, tuple[Ref, ...]]:
+        """Where the tensors are that the step has one value of: what runs once, and what was merged."""
+        found: dict[Ref, tuple[Ref, ...]] = {ref: (placed.ref,) for ref, placed in self.merging.known.items()}
+        for (ref, _, _), placed in self.step.items():
+            for index in range(len(self.graph[ref.node].outputs)) if ref.node in self.graph else ():
+                there = placed.ref._replace(index=placed.ref.index + index)
+                found[ref._replace(index=index)] = (*found.get(ref._replace(index=index), ()), there)
+        return found
+>>>>>>> d91e110 (Compare every value of a step with one device's while it runs: WHALE_TF_CHECK=values)
 
     @cached_property
     def inline(self) -> bool:

@@ -38,7 +38,11 @@ class Program:
       fed: whether each process takes its own replicas' examples only, in the place of the global batch.
       ids: how many numbers there are for what crosses processes, from 0.
       process: whose part it is; 0 also for the whole.
+<<<<<<< HEAD
       gradients: where each marked gradient of a variable is, over all examples.
+=======
+      whole: where the step's own tensors are that there is one value of, in every process that has it.
+>>>>>>> d91e110 (Compare every value of a step with one device's while it runs: WHALE_TF_CHECK=values)
     """
 
     main: Graph
@@ -49,7 +53,11 @@ class Program:
     fed: bool = False
     ids: int = 0
     process: int = 0
+<<<<<<< HEAD
     gradients: Mapping[str, Ref] = field(default_factory=dict)
+=======
+    whole: Mapping[Ref, tuple[Ref, ...]] = field(default_factory=dict)
+>>>>>>> d91e110 (Compare every value of a step with one device's while it runs: WHALE_TF_CHECK=values)
 
     @property
     def host(self) -> int:

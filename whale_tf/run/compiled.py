@@ -72,7 +72,7 @@ class Compiled:
         self.holding = _holding(parts)
         self.program = localize(parts.program, self.rank)
         self.lowered, names = self._register(self.program)
-        weakref.finalize(self, _remove, names)
+        weakref.finalize(self, remove, names)
         form_groups(self.lowered.groups)
 
     def __call__(self, tensors: Sequence[tf.Tensor]) -> Any:
@@ -101,7 +101,7 @@ class Compiled:
         try:
             yield lambda tensors: self._guarded(lowered, tensors)
         finally:
-            _remove(names)
+            remove(names)
 
     def _run(self, lowered: Lowered, tensors: Sequence[tf.Tensor]) -> list[tf.Tensor]:
         inputs = [tensors[index] for index in lowered.arguments]
@@ -138,7 +138,7 @@ class Compiled:
         except tf.errors.OpError as error:
             return error
         finally:
-            _remove(names)
+            remove(names)
         return None
 
     def _register(self, program: Program) -> tuple[Lowered, list[str]]:
@@ -164,7 +164,8 @@ def _holding(parts: Parts) -> Holding | None:
     return Holding(parts.name, parts.world, parts.variables, read_in, assigned_in)
 
 
-def _remove(names: Sequence[str]) -> None:
+def remove(names: Sequence[str]) -> None:
+    """Makes TensorFlow forget functions."""
     here = context.context()
     for name in names:
         if here.has_function(name):

@@ -242,11 +242,11 @@ def _differences(planned: _Result, plain: _Result) -> Iterator[Difference]:
                 continue
             if right[name].dtype not in (tf.resource, tf.variant):
                 yield Difference(
-                    name, kind, tuple(right[name].shape), *_distance(left[name].numpy(), right[name].numpy())
+                    name, kind, tuple(right[name].shape), *distance(left[name].numpy(), right[name].numpy())
                 )
 
 
-def _distance(left: Any, right: Any) -> tuple[float, float]:
+def distance(left: Any, right: Any) -> tuple[float, float]:
     """The largest absolute and relative difference; NaN equals NaN, and an infinity itself."""
     a, b = np.asarray(left), np.asarray(right)
     if a.shape != b.shape or a.dtype != b.dtype:
