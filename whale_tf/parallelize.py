@@ -33,6 +33,7 @@ from whale_tf.rewrite.check import check
 from whale_tf.rewrite.cut import Cut, Key, StageFunction, cut
 from whale_tf.rewrite.fold_random import fold_random
 from whale_tf.rewrite.hold_assignments import hold_assignments
+from whale_tf.rewrite.program import Program
 from whale_tf.rewrite.reshard import Resharded, reshard
 from whale_tf.rewrite.resize import at_size, resize
 from whale_tf.rewrite.send_first import send_first
@@ -44,12 +45,8 @@ from whale_tf.run.processes import World, agree, digest_of, program_text, tell_f
 from whale_tf.run.reference import Reference
 from whale_tf.run.signature import Arguments, written_at
 from whale_tf.run.step import Options, Step
-<<<<<<< HEAD
-from whale_tf.start import advise, current_cluster, current_world, is_chosen
-=======
 from whale_tf.run.value_check import Checked
-from whale_tf.start import current_cluster, current_world
->>>>>>> d91e110 (Compare every value of a step with one device's while it runs: WHALE_TF_CHECK=values)
+from whale_tf.start import advise, current_cluster, current_world, is_chosen
 
 DUMP_VARIABLE = "WHALE_TF_DUMP"
 CHECK_VARIABLE = "WHALE_TF_CHECK"
@@ -203,13 +200,43 @@ def _compile(
             refuse_wrong_losses(states, options.loss, step.trace.targets, line)
     else:
         states, accepted = undivided(at_one_size(step, arguments.examples)), ()
+    facts = functools.partial(_facts, step, request=request, layout=layout, sizes=sizes, options=options)
+    graph, plan, program, calls = _rewritten(states, facts, sizes, arguments.fed, dump)
+    _warn(_warnings(layout, request, accepted, line, written_at(fn)), told)
+    return (
+        graph,
+        Parts(
+            plan,
+            program,
+            {**step.calls, **calls},
+            step.variables,
+            outside.tensors,
+            lambda outputs: _result(step.trace, outputs),
+            line,
+            (step,),
+            world,
+            getattr(fn, "__name__", "step"),
+            Reference(step.trace.graph, step.trace.arguments, step.trace.outputs, step.graph),
+        ),
+        states,
+    )
+
+
+def _rewritten(
+    states: States, facts: Callable[[Graph], Facts], sizes: tuple[tuple[int, ...], ...], fed: bool, dump: Dumps
+) -> tuple[Graph, Plan, Program, Mapping[str, Graph]]:
+    """The step with its changes of state, its plan and program, and what its functions call at each size.
+
+    Args:
+      facts: of the step with the shapes of a micro-batch.
+    """
     passes = Passes(os.environ.get(DUMP_VARIABLE, ""))
     resharded = passes.run("reshard", reshard, states)
     graph, roles = resharded.graph, resharded.roles
     dump("resharded", graph, after="reshard")
     values = {ref: known.value for ref, known in states.known.items()}
     micro = at_size(graph, states, resharded.made_of, max(map(max, sizes)))
-    plan = make_plan(graph, roles, values, _facts(step, micro, request, layout, sizes, options))
+    plan = make_plan(graph, roles, values, facts(micro))
     how = Cut(plan.micro_batches > 1, plan.schedule == "zero_bubble")
     functions = passes.run("cut", cut, graph, roles, plan.stage_of, how)
     for key, function in functions.items():
@@ -218,30 +245,13 @@ def _compile(
     for size, variant in variants.items():
         for key, function in variant.items():
             dump(f"resize-{key}-{size}", function.graph, after="resize")
-    program = passes.run("bind", Binder(graph, roles, plan, variants, arguments.fed).bind)
+    program = passes.run("bind", Binder(graph, roles, plan, variants, fed).bind)
     dump("bound", program.main, after="bind")
     program = passes.run("send_first", send_first, program)
     program = passes.run("hold_assignments", hold_assignments, program)
     passes.run("check", check, graph, roles, plan, states.sizes, variants, program)
     dump("held", program.main, after="hold_assignments")
-    _warn(_warnings(layout, request, accepted, line, written_at(fn)), told)
-    return graph, Parts(
-        plan,
-        program,
-        {**step.calls, **calls},
-        step.variables,
-        outside.tensors,
-        lambda outputs: _result(step.trace, outputs),
-        line,
-        (step,),
-        world,
-        getattr(fn, "__name__", "step"),
-        Reference(step.trace.graph, step.trace.arguments, step.trace.outputs, step.graph),
-    )
-<<<<<<< HEAD
-=======
-    return graph, parts, states
->>>>>>> d91e110 (Compare every value of a step with one device's while it runs: WHALE_TF_CHECK=values)
+    return graph, plan, program, calls
 
 
 def _laid_out(

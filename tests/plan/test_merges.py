@@ -22,7 +22,7 @@ def over_examples(nodes: str, out: str = "y", effects: str = "") -> dict[str, st
     return merges_of(f"""
         graph step(out: {out}){around} {{
           x = Input() {{index=0, batch=true}} : float32[BATCH,3]
-          dims = Const() {{numbers=(0)}} : int32[1]
+          dims = Const() {{value=(0)}} : int32[1]
           {nodes}
         }}
     """)

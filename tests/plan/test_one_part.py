@@ -58,7 +58,7 @@ def test_what_is_drawn_is_drawn_with_the_examples(uses: str, level: int) -> None
     text = f"""
         graph step(out: y, noise) {{
           x = Input() {{index=0, batch=true}} : float32[BATCH]
-          shape = Const() {{numbers=(BATCH)}} : int32[1]
+          shape = Const() {{value=(BATCH)}} : int32[1]
           noise = RandomUniform(shape) : float32[BATCH]  @stateful
           {uses}
         }}

@@ -15,7 +15,7 @@ STEP = """
 graph step(out: s, m, t, n, c) {
   x = Input() {index=0, batch=true} : float32[BATCH,3]
   half = Input() {index=1, batch=true} : float16[BATCH,3]
-  axis = Const() {numbers=(0)} : int32[1]
+  axis = Const() {value=(0)} : int32[1]
   s = Sum(x, axis) : float32[3]
   m = MatMul(x, x) {transpose_a=true} : float32[3,3]
   t = Tanh(x) : float32[BATCH,3]

@@ -75,24 +75,6 @@ class Binder:
             for size, variant in self.variants.items()
             for function in variant.values()
         }
-<<<<<<< HEAD
-        layout = self.plan.layout
-        return Program(
-            main,
-            names,
-            layout.devices,
-            self.inline,
-            layout.processes,
-            self.fed,
-            self.ids,
-            gradients=self._gradients(),
-        )
-
-    def _gradients(self) -> dict[str, Ref]:
-        """Where the merged gradients are; of several groups, that of the first."""
-        places = {key[0].node: placed.ref for key, placed in reversed(self.step.items()) if key[0].node in self.graph}
-        return {name: places[name] for name in sorted(self.roles.markers) if name in places}
-=======
         layout, whole = self.plan.layout, self._whole()
         return Program(main, names, layout.devices, self.inline, layout.processes, self.fed, self.ids, whole=whole)
 
@@ -104,7 +86,6 @@ class Binder:
                 there = placed.ref._replace(index=placed.ref.index + index)
                 found[ref._replace(index=index)] = (*found.get(ref._replace(index=index), ()), there)
         return found
->>>>>>> d91e110 (Compare every value of a step with one device's while it runs: WHALE_TF_CHECK=values)
 
     @cached_property
     def inline(self) -> bool:

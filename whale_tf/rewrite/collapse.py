@@ -50,10 +50,9 @@ def collapse(program: Program) -> Program:
             nodes.append(_added(node, reduced[node.attrs["id"]], source) if node.op == "Reduce" else node)
     calls = [node.name for node in nodes if node.op == "Call"]
     main = Graph.of(nodes, [source(ref) for ref in program.main.outputs], calls)
-    gradients = {name: source(ref) for name, ref in program.gradients.items()}
-    return replace(
-        program, main=main, inline=False, gradients=gradients
-    )  # a call that is not dissolved has a name in the message
+    whole = {ref: tuple(map(source, places)) for ref, places in program.whole.items()}
+    # A call that is not dissolved has a name in the message.
+    return replace(program, main=main, inline=False, whole=whole)
 
 
 def _added(node: Node, peers: Sequence[Node], source: Callable[[Ref], Ref]) -> Node:

@@ -39,6 +39,6 @@ def localize(program: Program, process: int) -> Program:
     effects = [name for name in program.main.effects if name in names]
     used = {node.attrs["function"].decode() for node in own if node.op == "Call"}
     functions = {name: function for name, function in program.functions.items() if name in used}
-    gradients = {name: ref for name, ref in program.gradients.items() if ref.node in names}
+    whole = {ref: tuple(place for place in places if place.node in names) for ref, places in program.whole.items()}
     main = Graph.of(local, outputs, effects)
-    return replace(program, main=main, functions=functions, process=process, gradients=gradients)
+    return replace(program, main=main, functions=functions, process=process, whole=whole)

@@ -38,11 +38,7 @@ class Program:
       fed: whether each process takes its own replicas' examples only, in the place of the global batch.
       ids: how many numbers there are for what crosses processes, from 0.
       process: whose part it is; 0 also for the whole.
-<<<<<<< HEAD
-      gradients: where each marked gradient of a variable is, over all examples.
-=======
       whole: where the step's own tensors are that there is one value of, in every process that has it.
->>>>>>> d91e110 (Compare every value of a step with one device's while it runs: WHALE_TF_CHECK=values)
     """
 
     main: Graph
@@ -53,16 +49,17 @@ class Program:
     fed: bool = False
     ids: int = 0
     process: int = 0
-<<<<<<< HEAD
-    gradients: Mapping[str, Ref] = field(default_factory=dict)
-=======
     whole: Mapping[Ref, tuple[Ref, ...]] = field(default_factory=dict)
->>>>>>> d91e110 (Compare every value of a step with one device's while it runs: WHALE_TF_CHECK=values)
 
     @property
     def host(self) -> int:
         """The first device of the process whose part it is."""
         return self.processes.index(self.process) if self.processes else 0
+
+    def gradients(self, step: Graph) -> dict[str, Ref]:
+        """Where the gradients of variables are, over all examples, by the names of their nodes in the step."""
+        markers = [node.name for node in step if node.op == "Gradient" and node.attrs["variable"]]
+        return {name: self.whole[Ref(name)][0] for name in markers if self.whole.get(Ref(name))}
 
     def process_of(self, node: Node) -> int:
         """The process that runs a node of the main graph."""

@@ -119,7 +119,7 @@ def _place(block: str, parts: Parts) -> str:
     call, function = DISSOLVED.search(block) or CALL.search(block), FUNCTION.search(block)
     found = call or function
     if found is None:
-        return _once(_name(block), parts.program) if NODE.search(block) else ""
+        return _once(_name(block), parts) if NODE.search(block) else ""
     stage = found["stage"]
     named = plan.layout.stages[int(stage)]
     words = [f"replica {call['replica']}"] if call and plan.layout.replicas > 1 else []
@@ -153,12 +153,13 @@ def _rounds(program: Program) -> list[int]:
     return reading or sorted(calls)
 
 
-def _once(name: str, program: Program) -> str:
+def _once(name: str, parts: Parts) -> str:
     """Which part of what runs once per step: the update, or what is computed of the whole batch before or after it."""
-    main = program.main
+    main = parts.program.main
     if name not in main:
         return "in what runs once per step"
-    if _before([name], main) & {ref.node for ref in program.gradients.values()}:
+    gradients = parts.program.gradients(parts.reference.step)
+    if _before([name], main) & {ref.node for ref in gradients.values()}:
         return "in the update, which runs once per step"
     goes_on = name in _before([node.name for node in main if node.op == "Call"], main)
     return f"in what is computed once, of the whole batch, {'before its parts go on' if goes_on else 'after its parts'}"

@@ -55,8 +55,8 @@ class Pair:
     def gradients(self) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
         """The gradients of variables, by the names of their nodes in `step`: the plan's, and those of one device."""
         program = self.compiled.program
-        names = [name for name in program.gradients if name in self.step]
-        outputs = tuple(program.gradients[name] for name in names)
+        places_of = program.gradients(self.step)
+        names, outputs = list(places_of), tuple(places_of.values())
         with self.compiled.variant(replace(program, main=replace(program.main, outputs=outputs))) as run:
             planned = run(self.tensors)
         places = [(name, 0) for name in names]

@@ -220,7 +220,7 @@ def _suspects(pair: Pair, rows: tuple[Difference, ...], planned: _Result, single
     for name in [row.name for row in rows if row.kind == "variable" and VERIFIED < row.relative < np.inf]:
         left, right = planned.variables[name].numpy(), single.variables[name].numpy()
         differing[name] = np.abs(left - right) > VERIFIED * np.max(np.abs(right), initial=0)
-    if not differing or pair.compiled.parts.world is not None or not pair.compiled.program.gradients:
+    if not differing or pair.compiled.parts.world is not None or not pair.compiled.program.gradients(pair.step):
         return ()
     gradients = [{name: each.numpy() for name, each in found.items()} for found in pair.gradients()]
     return find_suspects(pair.step, differing, *gradients)
