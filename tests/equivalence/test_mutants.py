@@ -5,6 +5,9 @@ fails. One that survives is *equivalent*, so that no program can tell it from th
 
 - all that its rule claims is true, as tests/plan/rule_checks.py compares it with TensorFlow in each case it changes;
 - no step is changed by it, and in each case a letter stands for dims of different sizes, so that it is never obeyed.
+
+One that changes nothing that is said of any step is not tried at all: it is of a dim that no step cuts, as the rows of
+a matrix that is inverted. Such are told apart, and the steps must reach nearly all.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from whale_tf.plan.rules import Rule
 from whale_tf.plan.states import States
 
 SEED = 11
-TRIED, KILLED = 100, 95
+TRIED, KILLED, UNREACHED = 100, 95, 10
 PROGRAMS, ONE_FORM_IN = 40, 6
 RUNS = 4  # of the steps that a mutant changes, so many are run at most
 
@@ -167,6 +170,7 @@ def test_wrong_rules_are_noticed(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     corpus = Corpus(running([*programs(PROGRAMS, SEED), *forms(ONE_FORM_IN)]))
     equivalent: dict[Mutant, str] = {}
     verdicts: dict[Mutant, Verdict] = {}
+    unreached: list[Mutant] = []
     for mutant in drawn(corpus.shared):
         if len(verdicts) == TRIED:
             break
@@ -174,15 +178,21 @@ def test_wrong_rules_are_noticed(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         why = "" if verdict.how else why_equivalent(mutant, verdict)
         if why:
             equivalent[mutant] = why
+        elif not verdict.how and not verdict.changed:
+            unreached.append(mutant)
         else:
             verdicts[mutant] = verdict
     with capsys.disabled():
-        print("\n" + "\n".join(_report(verdicts, equivalent)))
+        print("\n" + "\n".join(_report(verdicts, equivalent, unreached)))
+    assert len(unreached) <= UNREACHED
     assert sum(bool(verdict.how) for verdict in verdicts.values()) >= KILLED
 
 
-def _report(verdicts: Mapping[Mutant, Verdict], equivalent: Mapping[Mutant, str]) -> Iterator[str]:
+def _report(
+    verdicts: Mapping[Mutant, Verdict], equivalent: Mapping[Mutant, str], unreached: Sequence[Mutant]
+) -> Iterator[str]:
     for how, count in Counter(verdict.how or "survived" for verdict in verdicts.values()).most_common():
         yield f"{count} mutants: {how}"
     yield from (f"{mutant}: {verdict}" for mutant, verdict in verdicts.items() if not verdict.how)
+    yield from (f"{mutant}: changes nothing of any step" for mutant in unreached)
     yield from (f"{mutant}: equivalent, since {why}" for mutant, why in equivalent.items())
