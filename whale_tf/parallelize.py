@@ -38,7 +38,6 @@ from whale_tf.rewrite.reshard import Resharded, reshard
 from whale_tf.rewrite.resize import at_size, resize
 from whale_tf.rewrite.send_first import send_first
 from whale_tf.run.away import may_be_away, named_only, share_variables
-from whale_tf.run.communicator import next_ids
 from whale_tf.run.compiled import Compiled, Parts
 from whale_tf.run.feed import digest
 from whale_tf.run.processes import World, agree, digest_of, program_text, tell_failure
@@ -311,7 +310,6 @@ def _meet(world: World, name: str, arguments: Arguments, graph: Graph, parts: Pa
         "layout": str(parts.plan.layout),
         "variables": ", ".join(parts.variables),
         "tensors from outside the step": digest(captured),
-        "numbers for messages": f"from {next_ids(0)} on",
         "graph": digest_of(text()),
         "plan": parts.plan.fingerprint[:16],
         "program": digest_of(program_text(parts.program.main, parts.calls)),

@@ -139,7 +139,7 @@ def _start_mpi(environment: Environment) -> None:
 def _from_first(address: Address | None) -> Address:
     """The address that the first process has, in all of them."""
     text = str(address or "").encode().ljust(ADDRESS_BYTES)
-    (shared,) = broadcast([tf.constant(np.frombuffer(text, np.int32))])
+    (shared,) = broadcast([tf.constant(np.frombuffer(text, np.int32))], label="the address of the hub")
     return Address.parse(shared.numpy().tobytes().decode().strip())
 
 

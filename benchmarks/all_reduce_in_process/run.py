@@ -17,7 +17,6 @@ import whale_tf as whale
 from benchmarks.all_reduce.tensors import Shapes, describe, workloads
 from benchmarks.measure import Claim, alternate, arguments, report, timed
 from whale_tf.run.calls import in_any_order
-from whale_tf.run.communicator import next_ids
 from whale_tf.run.ops import all_reduce
 
 DEVICES = (2, 4)
@@ -31,11 +30,11 @@ _numbers = count(1)  # of collectives: two at a time must not have the same
 
 def with_whale(lists: Lists) -> Lists:
     """whale's all-reduce: one call for all tensors of a device."""
-    ranks, number = range(len(lists)), next_ids(1)
+    ranks = range(len(lists))
     found = []
     for rank, values in enumerate(lists):
         with tf.device(f"CPU:{rank}"):
-            found.append(all_reduce(values, rank=rank, ranks=ranks, world="benchmark", id=number))
+            found.append(all_reduce(values, rank=rank, ranks=ranks, world="benchmark"))
     return found
 
 

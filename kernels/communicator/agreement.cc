@@ -2,58 +2,64 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
+#include <utility>
 
 namespace whale {
 
-Agreement::Agreement(const CollectiveCall& call, int rank, std::vector<int> peers, const std::vector<char>& data)
-    : id_(call.call.id),
-      rank_(rank),
-      offer_(OfferOf(call)),
-      bytes_(static_cast<int64_t>(sizeof(Offer) + data.size())),
-      mine_(new char[bytes_]) {
-  std::memcpy(mine_.get(), &offer_, sizeof(Offer));
-  if (!data.empty()) std::memcpy(mine_.get() + sizeof(Offer), data.data(), data.size());
-  for (const int peer : peers) {
-    peers_.emplace_back();
-    peers_.back().rank = peer;
-    peers_.back().message.reset(new char[sizeof(Offer) + kMostData]);
-  }
+Agreement::Agreement(const CollectiveCall& call, int rank, const Admission& own, const std::vector<int>& peers,
+                     const std::vector<char>& data)
+    : rank_(rank), own_(own), offer_(OfferOf(call)) {
+  std::vector<char> mine(sizeof(Offer) + data.size());
+  std::memcpy(mine.data(), &offer_, sizeof(Offer));
+  if (!data.empty()) std::memcpy(mine.data() + sizeof(Offer), data.data(), data.size());
+  mine_ = std::make_shared<const std::vector<char>>(std::move(mine));
+  for (const int peer : peers) peers_.push_back({peer, {}, false});
 }
 
 Status Agreement::Advance(const Engine& engine, Operation* operation) {
+  if (!told_) {
+    for (const Peer& peer : peers_) engine.mailbox->Send(peer.rank, own_.letter(), mine_);
+    told_ = true;
+  }
   for (Peer& peer : peers_) {
-    if (peer.send == nullptr) {
-      peer.send = engine.transport->Send(peer.rank, TagOf(id_, kOffers), mine_.get(), bytes_);
-      peer.receive = engine.transport->Receive(peer.rank, TagOf(id_, kOffers), peer.message.get(),
-                                               sizeof(Offer) + kMostData);
-    }
-    if (peer.agreed || !peer.receive->done) continue;
-    const Transfer& receive = *peer.receive;
-    Status status = operation->Taken(receive, peer.rank, -1);
-    if (!status.ok()) return status;
-    std::string difference;
-    if (receive.bytes >= static_cast<int64_t>(sizeof(Offer))) {
-      Offer offer;
-      std::memcpy(&offer, peer.message.get(), sizeof(Offer));
-      difference = Difference(offer_, rank_, offer, peer.rank);
-    }
-    if (difference.empty() && receive.bytes != bytes_) {
-      difference = "rank " + std::to_string(peer.rank) + " sends " + std::to_string(receive.bytes) + " bytes where " +
-                   std::to_string(bytes_) + " are expected";
-    }
+    if (peer.agreed) continue;
+    std::optional<Mail> mail = engine.mailbox->Take(peer.rank, own_.ticket, 0);
+    if (!mail) continue;
+    operation->Moved();
+    const std::string difference = DifferenceFrom(*mail);
     if (!difference.empty()) {
-      return Status(Code::kInvalidArgument, operation->title() + ": the calls of rank " + std::to_string(rank_) +
-                                                " and rank " + std::to_string(peer.rank) +
-                                                " do not fit together: " + difference + ".");
+      return Status(Code::kInvalidArgument,
+                    operation->title() + ": the calls of rank " + std::to_string(std::min(rank_, peer.rank)) +
+                        " and rank " + std::to_string(std::max(rank_, peer.rank)) +
+                        " do not fit together: " + difference + ".");
     }
+    peer.mail = std::move(*mail);
     peer.agreed = true;
     ++agreed_;
   }
   return Status();
 }
 
-bool Agreement::sent() const {
-  return std::all_of(peers_.begin(), peers_.end(), [](const Peer& peer) { return peer.send && peer.send->done; });
+std::string Agreement::DifferenceFrom(const Mail& mail) const {
+  std::string difference;
+  if (mail.payload.size() >= sizeof(Offer)) {
+    Offer offer;
+    std::memcpy(&offer, mail.payload.data(), sizeof(Offer));
+    // In the order of the ranks: both say the same.
+    difference = rank_ < mail.from ? Difference(offer_, rank_, offer, mail.from)
+                                   : Difference(offer, mail.from, offer_, rank_);
+  }
+  if (!difference.empty() || mail.payload.size() == mine_->size()) return difference;
+  return "rank " + std::to_string(mail.from) + " sends " + std::to_string(mail.payload.size()) + " bytes where " +
+         std::to_string(mine_->size()) + " are expected";
+}
+
+int Agreement::number_of(int rank) const {
+  for (const Peer& peer : peers_) {
+    if (peer.rank == rank) return peer.mail.letter.number;
+  }
+  return own_.number;  // of this rank itself
 }
 
 std::vector<int> Agreement::missing() const {

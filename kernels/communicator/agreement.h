@@ -19,34 +19,34 @@ class Agreement {
   static constexpr int64_t kMostData = 64 << 10;
 
   // `data`, at most kMostData bytes, goes to every peer.
-  Agreement(const CollectiveCall& call, int rank, std::vector<int> peers, const std::vector<char>& data = {});
+  Agreement(const CollectiveCall& call, int rank, const Admission& own, const std::vector<int>& peers,
+            const std::vector<char>& data = {});
 
   // Ok while nothing speaks against it. `operation`: whose it is.
   Status Advance(const Engine& engine, Operation* operation);
   // All peers have said that they bring the same.
   bool reached() const { return agreed_ == static_cast<int>(peers_.size()); }
-  // No message of its own is under way any more.
-  bool sent() const;
   std::vector<int> missing() const;
-  // What this rank sends, and what the peer at an index sent, once that is agreed.
-  const char* data() const { return mine_.get() + sizeof(Offer); }
-  const char* data_of(size_t index) const { return peers_[index].message.get() + sizeof(Offer); }
+  // What the peer at an index sent, once that is agreed.
+  const char* data_of(size_t index) const { return peers_[index].mail.payload.data() + sizeof(Offer); }
+  // The number under which a peer sends data, once that is agreed.
+  int number_of(int rank) const;
 
  private:
   struct Peer {
     int rank;
-    // Long enough for any first message: a rank that calls something else is told apart by its offer.
-    std::unique_ptr<char[]> message;
-    std::shared_ptr<Transfer> send;
-    std::shared_ptr<Transfer> receive;
+    Mail mail;
     bool agreed = false;
   };
 
-  const int64_t id_;
+  // How what a peer has sent does not fit; empty where it does.
+  std::string DifferenceFrom(const Mail& mail) const;
+
   const int rank_;
+  const Admission own_;
   const Offer offer_;
-  const int64_t bytes_;  // of a message: offer and data
-  const std::unique_ptr<char[]> mine_;
+  Payload mine_;  // offer and data
+  bool told_ = false;
   std::vector<Peer> peers_;
   int agreed_ = 0;
 };

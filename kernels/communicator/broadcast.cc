@@ -45,11 +45,12 @@ Tree TreeOf(const CollectiveCall& call, int rank) {
 
 class Broadcast : public Operation {
  public:
-  Broadcast(CollectiveCall call, int rank)
+  Broadcast(CollectiveCall call, int rank, const Admission& own)
       : call_(std::move(call)),
+        own_(own),
         tree_(TreeOf(call_, rank)),
         element_bytes_(static_cast<int64_t>(SizeOf(call_.arithmetic.type))),
-        agreement_(call_, rank, tree_.neighbours()) {
+        agreement_(call_, rank, own, tree_.neighbours()) {
     const bool is_root = tree_.parent < 0;
     std::vector<Span> spans;
     int64_t total = 0;
@@ -61,24 +62,25 @@ class Broadcast : public Operation {
       total += bytes;
     }
     const std::vector<Segment> segments = CutIntoSegments(spans, element_bytes_, SegmentBytes(total, 2));
-    const int tag = TagOf(call_.call.id, kParts);
-    if (!is_root) incoming_.emplace(Direction::kFrom, tree_.parent, tag, segments);
-    for (const int child : tree_.children) outgoing_.emplace_back(Direction::kTo, child, tag, segments);
+    if (!is_root) incoming_.emplace(Direction::kFrom, tree_.parent, kParts, segments);
+    for (const int child : tree_.children) outgoing_.emplace_back(Direction::kTo, child, kParts, segments);
   }
 
   std::string title() const override { return Title(call_); }
+  std::string brings() const override { return Brings(call_); }
 
   Status Advance(const Engine& engine, bool* over) override {
     if (!begun_) Begin();
     Status status = agreement_.Advance(engine, this);
     if (!status.ok() || !agreement_.reached()) return status;
-    *over = agreement_.sent();
+    *over = true;
     if (incoming_) {
-      status = incoming_->Advance(engine, this);
+      status = incoming_->Advance(engine, this, agreement_.number_of(tree_.parent));
       *over = *over && incoming_->over();
     }
     for (Stream& stream : outgoing_) {
-      if (status.ok()) status = stream.Advance(engine, this, incoming_ ? incoming_->ended() : SIZE_MAX);
+      const size_t ready = incoming_ ? incoming_->ended() : SIZE_MAX;
+      if (status.ok()) status = stream.Advance(engine, this, own_.number, ready);
       *over = *over && stream.over();
     }
     *over = *over && status.ok();
@@ -105,6 +107,7 @@ class Broadcast : public Operation {
   }
 
   const CollectiveCall call_;
+  const Admission own_;
   const Tree tree_;
   const int64_t element_bytes_;
   Agreement agreement_;
@@ -115,8 +118,8 @@ class Broadcast : public Operation {
 
 }  // namespace
 
-std::unique_ptr<Operation> MakeBroadcast(CollectiveCall call, int rank) {
-  return std::make_unique<Broadcast>(std::move(call), rank);
+std::unique_ptr<Operation> MakeBroadcast(CollectiveCall call, int rank, const Admission& own) {
+  return std::make_unique<Broadcast>(std::move(call), rank, own);
 }
 
 }  // namespace whale

@@ -21,6 +21,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/communicator/label.h"
 #include "kernels/communicator/status.h"
 #include "kernels/communicator/types.h"
 
@@ -36,12 +37,16 @@ struct Piece {
   int64_t count;
 };
 
-// Which collective it is: all its ranks give the same.
+// Which call it is. Calls with the same label and ranks meet, whatever the order in which each rank makes its calls:
+// step by step, iteration by iteration, and within these in their order. While a rank's call is under way, it may make
+// no second one of the same label that cannot be told apart: both are then refused.
 struct Call {
-  std::string op;          // the name of the operation, for errors
-  int64_t id;              // from 0 to 2^26 - 1; calls of one id pair up in the order in which each rank makes them
-  int64_t step = 0;        // tells calls of one id in flight together apart; only within a process
-  std::vector<int> ranks;  // who takes part, in the order of the result
+  Label label;
+  std::vector<int> ranks;  // who takes part, in the order of the result; not looked at for messages
+  int64_t step = 0;        // TensorFlow's number of what the call is made in: this process's own
+  uint64_t iteration = 0;  // of the loops around the call: the same on all ranks
+  std::string tensors = {};  // types and shapes, as in "float32 [2,3], [5]"; where left out, the counts stand for shapes
+  bool detached = false;   // of a send that its step does not wait for: the next may follow at once
 };
 
 // What a message is like: the sender tells the receiver.
@@ -72,15 +77,15 @@ class Communicator {
   virtual void Broadcast(const Call& call, DataType type, int root, std::vector<Piece> pieces, Done done) = 0;
   virtual void Barrier(const Call& call, Done done) = 0;
 
-  // To and from one rank (a number below size(), not a place): call.ranks is not looked at. Messages with the same id
-  // from one rank to another arrive in the order in which they were sent.
+  // To and from one other rank (a number below size(), not a place).
   virtual void Send(const Call& call, int to, const Header& header, const void* data, Done done) = 0;
   // `allocate` is told what comes and gives where it is to be written.
   virtual void Receive(const Call& call, int from, std::function<void*(const Header&)> allocate, Done done) = 0;
 
   // Ends every call in flight, and every later one, with this status. The first of several wins.
   virtual void Abort(const Status& status) = 0;
-  // Ends one call of this rank that is in flight, for the ranks of a memory communicator all of it, with this status.
+  // Ends the calls of this label and step that this rank has in flight, with this status; what they have begun ends on
+  // the other ranks too. Other calls go on.
   virtual void Cancel(const Call& call, const Status& status) = 0;
 };
 

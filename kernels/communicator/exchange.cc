@@ -13,25 +13,29 @@ namespace {
 
 class Exchange : public Operation {
  public:
-  Exchange(CollectiveCall call, int rank)
+  Exchange(CollectiveCall call, int rank, const Admission& own)
       : call_(std::move(call)),
+        own_(own),
         place_(PlaceOf(rank, call_.call.ranks)),
         to_all_(call_.collective == Collective::kAllGather),
         element_bytes_(static_cast<int64_t>(SizeOf(call_.arithmetic.type))),
-        agreement_(call_, rank, OthersOf(call_, rank)) {}
+        agreement_(call_, rank, own, OthersOf(call_, rank)) {}
 
   std::string title() const override { return Title(call_); }
+  std::string brings() const override { return Brings(call_); }
 
   Status Advance(const Engine& engine, bool* over) override {
     if (!begun_) Begin();
     Status status = agreement_.Advance(engine, this);
-    *over = agreement_.reached() && agreement_.sent();
+    *over = agreement_.reached();
     for (Stream& stream : outgoing_) {
-      if (status.ok()) status = stream.Advance(engine, this);
+      if (status.ok()) status = stream.Advance(engine, this, own_.number);
       *over = *over && stream.over();
     }
     for (Stream& stream : incoming_) {
-      if (status.ok() && agreement_.reached()) status = stream.Advance(engine, this);
+      if (status.ok() && agreement_.reached()) {
+        status = stream.Advance(engine, this, agreement_.number_of(stream.rank()));
+      }
       *over = *over && stream.over();
     }
     *over = *over && status.ok();
@@ -67,10 +71,9 @@ class Exchange : public Operation {
         continue;
       }
       const int peer = call_.call.ranks[place];
-      const int tag = TagOf(call_.call.id, kParts);
       const std::vector<Segment> segments = CutIntoSegments(spans, element_bytes_, Blocks::kBytes);
-      outgoing_.emplace_back(Direction::kTo, peer, tag, segments);
-      incoming_.emplace_back(Direction::kFrom, peer, tag, segments);
+      outgoing_.emplace_back(Direction::kTo, peer, kParts, segments);
+      incoming_.emplace_back(Direction::kFrom, peer, kParts, segments);
     }
   }
 
@@ -86,6 +89,7 @@ class Exchange : public Operation {
   }
 
   CollectiveCall call_;
+  const Admission own_;
   const int place_;
   const bool to_all_;
   const int64_t element_bytes_;
@@ -98,8 +102,8 @@ class Exchange : public Operation {
 
 }  // namespace
 
-std::unique_ptr<Operation> MakeExchange(CollectiveCall call, int rank) {
-  return std::make_unique<Exchange>(std::move(call), rank);
+std::unique_ptr<Operation> MakeExchange(CollectiveCall call, int rank, const Admission& own) {
+  return std::make_unique<Exchange>(std::move(call), rank, own);
 }
 
 }  // namespace whale

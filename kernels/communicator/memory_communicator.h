@@ -1,6 +1,6 @@
 // Collectives among the devices of one process: ranks meet, and read one another's buffers directly.
 //
-// The calls of all ranks meet by (id, step, ranks). When the last has arrived, the work is cut into flat ranges of the
+// The calls of all ranks meet by (label, step, iteration, ranks). When the last has arrived, the work is cut into flat ranges of the
 // list, about one for each rank, and each range is run whole by one thread: it reads a block of all ranks' inputs
 // before it writes that block of any output, so a rank's input may be its own output, and no byte has two writers.
 //

@@ -5,6 +5,8 @@
 #include <cstring>
 #include <numeric>
 
+#include "kernels/communicator/waiting.h"
+
 namespace whale {
 namespace {
 
@@ -40,15 +42,17 @@ int64_t BytesOf(const Header& header) {
 void MemoryMeetings::Join(int rank, CollectiveCall call, Done done) {
   Status status = CheckCall(call, rank, size_);
   if (!status.ok()) return done(status);
-  const Key key{call.call.id, call.call.step, call.call.ranks, false};
+  const Key key(call.call, call.call.ranks, false);
+  const std::string title = Title(call);
   const int place = PlaceOf(rank, call.call.ranks);
   bool complete = false;
-  std::shared_ptr<Meeting> meeting = Arrive(
-      key, place, &done, [&](Meeting* entered) { entered->calls[place] = std::move(call); }, &complete);
+  auto enter = [&](Meeting* meeting) { meeting->calls[place] = std::move(call); };
+  std::shared_ptr<Meeting> meeting = Arrive(key, place, title, false, &done, enter, &complete);
   if (complete) Hold(std::move(meeting));
 }
 
-std::shared_ptr<MemoryMeetings::Meeting> MemoryMeetings::Arrive(const Key& key, int place, Done* done,
+std::shared_ptr<MemoryMeetings::Meeting> MemoryMeetings::Arrive(const Key& key, int place, const std::string& title,
+                                                                bool detached, Done* done,
                                                                 const std::function<void(Meeting*)>& enter,
                                                                 bool* complete) {
   std::shared_ptr<Meeting> meeting;
@@ -63,6 +67,19 @@ std::shared_ptr<MemoryMeetings::Meeting> MemoryMeetings::Arrive(const Key& key, 
     }
     std::deque<std::shared_ptr<Meeting>>& queue = waiting_[key];
     auto open = std::find_if(queue.begin(), queue.end(), [&](const auto& each) { return !each->dones[place]; });
+    if (open != queue.begin() && !(detached && queue.front()->is_detached)) {
+      const std::shared_ptr<Meeting> earlier = queue.front();
+      queue.pop_front();
+      if (queue.empty()) waiting_.erase(key);
+      lock.unlock();
+      const Status status(Code::kInvalidArgument,
+                          title + ": rank " + std::to_string(key.ranks[place]) +
+                              " calls it while its call of the same label is under way, and the two cannot be told "
+                              "apart. Give each call a label.");
+      End(earlier.get(), status);
+      (*done)(status);
+      return nullptr;
+    }
     if (open == queue.end()) {
       queue.push_back(std::make_shared<Meeting>());
       open = std::prev(queue.end());
@@ -70,6 +87,7 @@ std::shared_ptr<MemoryMeetings::Meeting> MemoryMeetings::Arrive(const Key& key, 
       (*open)->calls.resize(key.ranks.size());
       (*open)->dones.resize(key.ranks.size());
     }
+    (*open)->is_detached |= detached;
     meeting = *open;
     enter(meeting.get());
     meeting->dones[place] = std::move(*done);
@@ -106,7 +124,7 @@ void MemoryMeetings::Hold(std::shared_ptr<Meeting> meeting) {
 
 void MemoryMeetings::Send(int rank, const Call& call, int to, const Header& header, const void* data, Done done) {
   if (to < 0 || to >= size_) {
-    return done(Status(Code::kInvalidArgument, "send '" + call.op + "': there is no rank " + std::to_string(to) +
+    return done(Status(Code::kInvalidArgument, "send '" + call.label.text + "': there is no rank " + std::to_string(to) +
                                                    " in a world of " + std::to_string(size_) + "."));
   }
   bool complete = false;
@@ -115,14 +133,15 @@ void MemoryMeetings::Send(int rank, const Call& call, int to, const Header& head
     meeting->header = header;
     meeting->data = data;
   };
-  std::shared_ptr<Meeting> meeting = Arrive({call.id, call.step, {rank, to}, true}, 0, &done, enter, &complete);
+  std::shared_ptr<Meeting> meeting = 
+      Arrive(Key(call, {rank, to}, true), 0, "send '" + call.label.text + "'", call.detached, &done, enter, &complete);
   if (complete) Deliver(std::move(meeting));
 }
 
 void MemoryMeetings::Receive(int rank, const Call& call, int from, std::function<void*(const Header&)> allocate,
                              Done done) {
   if (from < 0 || from >= size_) {
-    return done(Status(Code::kInvalidArgument, "receive '" + call.op + "': there is no rank " + std::to_string(from) +
+    return done(Status(Code::kInvalidArgument, "receive '" + call.label.text + "': there is no rank " + std::to_string(from) +
                                                    " in a world of " + std::to_string(size_) + "."));
   }
   bool complete = false;
@@ -130,7 +149,8 @@ void MemoryMeetings::Receive(int rank, const Call& call, int from, std::function
     meeting->calls[1].call = call;
     meeting->allocate = std::move(allocate);
   };
-  std::shared_ptr<Meeting> meeting = Arrive({call.id, call.step, {from, rank}, true}, 1, &done, enter, &complete);
+  std::shared_ptr<Meeting> meeting = 
+      Arrive(Key(call, {from, rank}, true), 1, "receive '" + call.label.text + "'", false, &done, enter, &complete);
   if (complete) Deliver(std::move(meeting));
 }
 
@@ -138,7 +158,7 @@ void MemoryMeetings::Deliver(std::shared_ptr<Meeting> meeting) {
   const int64_t bytes = BytesOf(meeting->header);
   char* out = static_cast<char*>(meeting->allocate(meeting->header));
   if (out == nullptr && bytes > 0) {
-    return End(meeting.get(), Status(Code::kInternal, "receive '" + meeting->calls[1].call.op + "': no memory for " +
+    return End(meeting.get(), Status(Code::kInternal, "receive '" + meeting->calls[1].call.label.text + "': no memory for " +
                                                           std::to_string(bytes) + " bytes."));
   }
   const char* in = static_cast<const char*>(meeting->data);
@@ -205,7 +225,7 @@ void MemoryMeetings::Cancel(const Call& call, const Status& status) {
   std::vector<std::pair<Key, std::shared_ptr<Meeting>>> taken;
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    taken = Take([&](const Key& key, const Meeting&) { return key.id == call.id && key.step == call.step; });
+    taken = Take([&](const Key& key, const Meeting&) { return key.label == call.label.digest && key.step == call.step; });
   }
   for (auto& [key, meeting] : taken) End(meeting.get(), status);
 }
@@ -223,18 +243,48 @@ Clock::time_point MemoryMeetings::Expire(Clock::time_point now) {
   std::vector<std::pair<Key, std::shared_ptr<Meeting>>> late;
   Clock::time_point next = Clock::time_point::max();
   double seconds = 0;
+  std::string waiting;
   {
     std::lock_guard<std::mutex> lock(mutex_);
     seconds = timeout_;
     const Clock::duration allowed = DurationOf(timeout_);
+    const bool any_late = std::any_of(waiting_.begin(), waiting_.end(), [&](const auto& named) {
+      return std::any_of(named.second.begin(), named.second.end(),
+                         [&](const auto& meeting) { return meeting->begun + allowed <= now; });
+    });
+    if (any_late) waiting = CallsByRank();
     late = Take([&](const Key&, const Meeting& meeting) {
       if (meeting.begun + allowed > now) next = std::min(next, meeting.begun + allowed);
       return meeting.begun + allowed <= now;
     });
     watched_ = !waiting_.empty();
   }
-  for (auto& [key, meeting] : late) End(meeting.get(), Late(key, *meeting, seconds));
+  for (auto& [key, meeting] : late) {
+    const Status status = Late(key, *meeting, seconds);
+    End(meeting.get(), Status(status.code(), status.message() + waiting));
+  }
   return next;
+}
+
+std::string MemoryMeetings::CallsByRank() const {
+  std::map<int, std::vector<std::string>> by_rank;
+  for (const auto& [key, queue] : waiting_) {
+    for (const std::shared_ptr<Meeting>& meeting : queue) {
+      for (size_t place = 0; place < key.ranks.size(); ++place) {
+        std::vector<std::string>& of_rank = by_rank[key.ranks[place]];
+        if (!meeting->dones[place]) continue;
+        const CollectiveCall& call = meeting->calls[place];
+        const std::string title = key.is_message ? (place == 0 ? "send '" : "receive '") + call.call.label.text + "'"
+                                                 : Title(call);
+        of_rank.push_back(WaitingText(title, Brings(call), Clock::now() - meeting->begun, {}));
+      }
+    }
+  }
+  std::string text;
+  for (const auto& [rank, calls] : by_rank) {
+    text += "\n  rank " + std::to_string(rank) + ": " + Joined(calls);
+  }
+  return text;
 }
 
 Status MemoryMeetings::Late(const Key& key, const Meeting& meeting, double seconds) {
@@ -244,7 +294,7 @@ Status MemoryMeetings::Late(const Key& key, const Meeting& meeting, double secon
     if (!meeting.dones[place]) {
       missing.push_back(key.ranks[place]);
     } else if (title.empty()) {
-      title = key.is_message ? (place == 0 ? "send '" : "receive '") + meeting.calls[place].call.op + "'"
+      title = key.is_message ? (place == 0 ? "send '" : "receive '") + meeting.calls[place].call.label.text + "'"
                              : Title(meeting.calls[place]);
     }
   }

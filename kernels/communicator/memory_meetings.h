@@ -8,7 +8,9 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "kernels/communicator/deadlines.h"
@@ -41,31 +43,44 @@ class MemoryMeetings : public Expiring, public std::enable_shared_from_this<Memo
     int arrived = 0;
     // Of a message: place 0 is the sender, place 1 the receiver.
     bool is_message = false;
+    bool is_detached = false;
     Header header;
     const void* data = nullptr;
     std::function<void*(const Header&)> allocate;
   };
   // Messages have a key of their own: their ranks are (from, to), in one direction.
   struct Key {
-    int64_t id;
+    Key(const Call& call, std::vector<int> ranks, bool is_message)
+        : label(call.label.digest),
+          step(call.step),
+          iteration(call.iteration),
+          ranks(std::move(ranks)),
+          is_message(is_message) {}
+
+    uint64_t label;
     int64_t step;
+    uint64_t iteration;
     std::vector<int> ranks;
     bool is_message;
     bool operator<(const Key& other) const {
-      return std::tie(id, step, is_message, ranks) < std::tie(other.id, other.step, other.is_message, other.ranks);
+      return std::tie(label, step, iteration, is_message, ranks) <
+             std::tie(other.label, other.step, other.iteration, other.is_message, other.ranks);
     }
   };
-  // A rank may be some calls ahead of the others: each meeting takes the next call of each rank.
+  // Of messages that nobody waits for a rank may be some calls ahead: each meeting takes the next one.
   using Waiting = std::map<Key, std::deque<std::shared_ptr<Meeting>>>;
 
   // The first meeting of `key` without the rank at `place`, with that rank in it; null and `done` run with the reason
-  // where nothing may begin any more. `complete` says whether this was the last rank; then the meeting waits no longer.
-  std::shared_ptr<Meeting> Arrive(const Key& key, int place, Done* done,
+  // where nothing may begin any more, or the rank waits in a call of this key already, which ends too. `complete` says
+  // whether this was the last rank; then the meeting waits no longer.
+  std::shared_ptr<Meeting> Arrive(const Key& key, int place, const std::string& title, bool detached, Done* done,
                                   const std::function<void(Meeting*)>& enter, bool* complete);
   void Hold(std::shared_ptr<Meeting> meeting);
   void Deliver(std::shared_ptr<Meeting> meeting);
   static void End(Meeting* meeting, const Status& status);
   static Status Late(const Key& key, const Meeting& meeting, double seconds);
+  // A line for each rank: in which calls it waits.
+  std::string CallsByRank() const;
   // Takes out the meetings for which `which` holds.
   std::vector<std::pair<Key, std::shared_ptr<Meeting>>> Take(
       const std::function<bool(const Key&, const Meeting&)>& which);

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "kernels/communicator/agreement.h"
 #include "kernels/communicator/progress.h"
 
 namespace whale {
@@ -9,6 +10,10 @@ namespace {
 
 // A world that is left without a word has this long for its calls in flight.
 constexpr double kStopSeconds = 5;
+
+// What keys begin with: a collective and a message may have one label.
+constexpr uint64_t kCollectives = 1;
+constexpr uint64_t kMessages = 2;
 
 }  // namespace
 
@@ -27,24 +32,24 @@ MessageCommunicator::~MessageCommunicator() { Stop(kStopSeconds); }
 void MessageCommunicator::Begin(MakeCollective make, CollectiveCall call, Done done) {
   const Status status = CheckCall(call, rank_, size_);
   if (!status.ok()) return done(status);
-  const Progress::Channel channel{Progress::Channel::kCollective, call.call.id, -1};
-  const int64_t step = call.call.step;
-  progress_->Add({channel, step, make(std::move(call), rank_), std::move(done), -1, {}});
+  uint64_t key = Hash(call.call.label.digest, kCollectives);
+  for (const int rank : call.call.ranks) key = Hash(key, static_cast<uint64_t>(rank));
+  auto begin = [&](const Admission& own) { return make(std::move(call), rank_, own); };
+  progress_->Add(key, call.call, Title(call), OthersOf(call, rank_), begin, std::move(done));
 }
 
-void MessageCommunicator::Begin(const char* kind, const Call& call, int peer, std::unique_ptr<Operation> operation,
+void MessageCommunicator::Begin(const char* kind, const Call& call, int from, int to, const MakeMessage& make,
                                 Done done) {
-  const std::string title = std::string(kind) + " '" + call.op + "': ";
+  const std::string title = std::string(kind) + " '" + call.label.text + "'";
+  const int peer = from == rank_ ? to : from;
   if (peer < 0 || peer >= size_) {
-    return done(Status(Code::kInvalidArgument, title + "there is no rank " + std::to_string(peer) +
+    return done(Status(Code::kInvalidArgument, title + ": there is no rank " + std::to_string(peer) +
                                                    " in a world of " + std::to_string(size_) + "."));
   }
-  if (call.id < 0 || call.id >= int64_t{1} << 26) {
-    return done(Status(Code::kInvalidArgument,
-                       title + "its id " + std::to_string(call.id) + " is not between 0 and 2^26 - 1."));
-  }
-  const auto direction = kind[0] == 's' ? Progress::Channel::kSend : Progress::Channel::kReceive;
-  progress_->Add({{direction, call.id, peer}, call.step, std::move(operation), std::move(done), -1, {}});
+  if (peer == rank_) return done(Status(Code::kInvalidArgument, title + ": a rank has no messages for itself."));
+  const uint64_t key = Hash(Hash(Hash(call.label.digest, kMessages), static_cast<uint64_t>(from)),
+                            static_cast<uint64_t>(to));
+  progress_->Add(key, call, title, {peer}, make, std::move(done));
 }
 
 void MessageCommunicator::AllReduce(const Call& call, DataType type, Reduction reduction, double scale,
@@ -76,18 +81,20 @@ void MessageCommunicator::Barrier(const Call& call, Done done) {
 }
 
 void MessageCommunicator::Send(const Call& call, int to, const Header& header, const void* data, Done done) {
-  Begin("send", call, to, MakeSend(call, to, header, data), std::move(done));
+  auto make = [&](const Admission& own) { return MakeSend(call, to, header, data, own); };
+  Begin("send", call, rank_, to, make, std::move(done));
 }
 
 void MessageCommunicator::Receive(const Call& call, int from, std::function<void*(const Header&)> allocate,
                                   Done done) {
-  Begin("receive", call, from, MakeReceive(call, from, std::move(allocate)), std::move(done));
+  auto make = [&](const Admission& own) { return MakeReceive(call, from, std::move(allocate), own); };
+  Begin("receive", call, from, rank_, make, std::move(done));
 }
 
 void MessageCommunicator::Abort(const Status& status) { progress_->Abort(status); }
 
 void MessageCommunicator::Cancel(const Call& call, const Status& status) {
-  progress_->Cancel(call.id, call.step, status);
+  progress_->Cancel(call.label.digest, call.step, status);
 }
 
 void MessageCommunicator::SetTimeout(double seconds) { progress_->SetTimeout(seconds); }

@@ -1,13 +1,14 @@
 // Collectives between processes: a thread that moves calls on over a Transport.
 //
-// Calls are put in a queue; the progress thread alone touches the transport and runs all dones. Calls with different
-// ids are under way at the same time, in whatever order each rank makes them; those of one id follow one another.
-// The thread polls while something moves, then yields, then sleeps for 20 to 200 us; it waits for a call where
-// nothing is in flight.
+// Calls are put in a queue; the progress thread alone touches the transport and runs all dones. Calls are under way at
+// the same time, in whatever order each rank makes them: the letters by which ranks say what they bring tell which call
+// they belong to (tickets.h, mailbox.h).
+// The thread polls while something moves, then yields, then sleeps for 20 to 200 us; where nothing is in flight it waits
+// for a call, and looks for letters a few times a second.
 //
-// After a call has ended with a status that is not ok, its messages may still be under way:
-//   - its buffers must never be freed;
-//   - every later call of its id ends with that status too, since it would take the failed call's messages for its own.
+// A call that fails, or whose step is cancelled, ends on all its ranks; other calls, and later ones of its label, go on.
+// Where ranks do not fit together or do not come, the error lists in which calls each of them is. Its messages may still be
+// under way: its buffers must never be freed.
 
 #ifndef WHALE_KERNELS_COMMUNICATOR_MESSAGE_COMMUNICATOR_H_
 #define WHALE_KERNELS_COMMUNICATOR_MESSAGE_COMMUNICATOR_H_
@@ -63,9 +64,10 @@ class MessageCommunicator : public Communicator {
   void Stop(double seconds);
 
  private:
-  using MakeCollective = std::unique_ptr<Operation> (*)(CollectiveCall, int);
+  using MakeCollective = std::unique_ptr<Operation> (*)(CollectiveCall, int, const Admission&);
+  using MakeMessage = std::function<std::unique_ptr<Operation>(const Admission&)>;
   void Begin(MakeCollective make, CollectiveCall call, Done done);
-  void Begin(const char* kind, const Call& call, int peer, std::unique_ptr<Operation> operation, Done done);
+  void Begin(const char* kind, const Call& call, int from, int to, const MakeMessage& make, Done done);
 
   const std::shared_ptr<Progress> progress_;
   const int rank_;

@@ -40,7 +40,10 @@ constexpr int kSuccess = 0;                    // MPI_SUCCESS, MPI-5 standard AB
 constexpr int kUndefined = -32766;             // MPI_UNDEFINED, MPI-5 standard ABI
 constexpr int kErrorInStatus = 19;             // MPI_ERR_IN_STATUS, MPI-5 standard ABI
 constexpr int kErrorTruncate = 15;             // MPI_ERR_TRUNCATE, MPI-5 standard ABI
+constexpr int kThreadSingle = 0;               // MPI_THREAD_SINGLE, MPI-5 standard ABI
+constexpr int kThreadFunneled = 1024;          // MPI_THREAD_FUNNELED, MPI-5 standard ABI
 constexpr int kThreadSerialized = 2048;        // MPI_THREAD_SERIALIZED, MPI-5 standard ABI
+constexpr int kThreadMultiple = 4096;          // MPI_THREAD_MULTIPLE, MPI-5 standard ABI
 constexpr int kTagUpperBound = 501;            // MPI_TAG_UB, MPI-5 standard ABI
 constexpr int kMaxErrorString = 512;           // MPI_MAX_ERROR_STRING, MPI-5 standard ABI
 

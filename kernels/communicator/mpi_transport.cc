@@ -9,6 +9,12 @@ namespace {
 
 constexpr int64_t kMostBytes = int64_t{1} << 30;  // of one of MPI's messages: below the largest int
 
+std::string ThreadLevel(int level) {
+  if (level == mpi::kThreadSerialized) return "MPI_THREAD_SERIALIZED";
+  if (level == mpi::kThreadFunneled) return "MPI_THREAD_FUNNELED";
+  return level == mpi::kThreadSingle ? "MPI_THREAD_SINGLE" : std::to_string(level);
+}
+
 }  // namespace
 
 Status MpiTransport::Start(const std::string& path, std::unique_ptr<Transport>* transport) {
@@ -27,7 +33,7 @@ Status MpiTransport::Check(int code, const std::string& what) const {
   return Status(Code::kUnavailable, "MPI failed at " + what + ": " + std::string(text, length));
 }
 
-Status MpiTransport::Join() {
+Status MpiTransport::StartThreads() {
   int initialized = 0;
   int provided = 0;
   Status status = Check(mpi_.Initialized(&initialized), "MPI_Initialized");
@@ -35,18 +41,21 @@ Status MpiTransport::Join() {
   if (initialized) {
     status = Check(mpi_.Query_thread(&provided), "MPI_Query_thread");
   } else {
-    status = Check(mpi_.Init_thread(nullptr, nullptr, mpi::kThreadSerialized, &provided), "MPI_Init_thread");
+    status = Check(mpi_.Init_thread(nullptr, nullptr, mpi::kThreadMultiple, &provided), "MPI_Init_thread");
     finalizes_ = status.ok();
   }
+  if (!status.ok() || provided >= mpi::kThreadMultiple) return status;
+  const std::string level = "the thread level " + ThreadLevel(provided) + ", and MPI_THREAD_MULTIPLE is needed: " +
+                            "messages travel on a thread of their own.";
+  return Status(Code::kInvalidArgument, initialized ? "the script has started MPI itself, with " + level
+                                                    : "this MPI offers at most " + level);
+}
+
+Status MpiTransport::Join() {
+  Status status = StartThreads();
   if (!status.ok()) return status;
-  if (provided < mpi::kThreadSerialized) {
-    return Status(Code::kUnavailable,
-                  "this MPI cannot be used beside other threads: it offers the thread level " +
-                      std::to_string(provided) + " and MPI_THREAD_SERIALIZED (" +
-                      std::to_string(mpi::kThreadSerialized) + ") is needed.");
-  }
   const mpi::Comm world = mpi::HandleOf<mpi::Comm>(mpi::kCommWorld);
-  // A communicator of its own: the script may use MPI too.
+  // A communicator of its own: messages of the script never meet these.
   status = Check(mpi_.Comm_dup(world, &world_), "MPI_Comm_dup");
   if (status.ok()) {
     const mpi::Errhandler errors_return = mpi::HandleOf<mpi::Errhandler>(mpi::kErrorsReturn);
@@ -105,13 +114,15 @@ bool MpiTransport::Wait(Clock::duration most) {
   Poll();
   std::vector<char> answered(size_, 0);
   for (const auto& owner : owners_) {
-    if (owner->is_receive && !answered[owner->peer]) doorbell_.Ring(owner->peer, true);
+    if (!owner->is_receive || !owner->transfer->awaited || answered[owner->peer]) continue;
+    doorbell_.Ring(owner->peer, true);
     answered[owner->peer] = 1;
   }
   return true;
 }
 
 std::shared_ptr<Transfer> MpiTransport::Send(int to, int tag, const void* data, int64_t bytes) {
+  to_ring_[to] = 1;
   return Post(bytes, to, false, [&](int64_t begin, int count, mpi::Request* request) {
     return mpi_.Isend(static_cast<const char*>(data) + begin, count, mpi::HandleOf<mpi::Datatype>(mpi::kByte), to, tag,
                       world_, request);
@@ -119,6 +130,17 @@ std::shared_ptr<Transfer> MpiTransport::Send(int to, int tag, const void* data, 
 }
 
 std::shared_ptr<Transfer> MpiTransport::Receive(int from, int tag, void* data, int64_t bytes) {
+  to_ring_[from] = 1;
+  return PostReceive(from, tag, data, bytes);
+}
+
+std::shared_ptr<Transfer> MpiTransport::Listen(int from, int tag, void* data, int64_t bytes) {
+  std::shared_ptr<Transfer> transfer = PostReceive(from, tag, data, bytes);
+  transfer->awaited = false;
+  return transfer;
+}
+
+std::shared_ptr<Transfer> MpiTransport::PostReceive(int from, int tag, void* data, int64_t bytes) {
   return Post(bytes, from, true, [&](int64_t begin, int count, mpi::Request* request) {
     return mpi_.Irecv(static_cast<char*>(data) + begin, count, mpi::HandleOf<mpi::Datatype>(mpi::kByte), from, tag,
                       world_, request);
@@ -128,7 +150,6 @@ std::shared_ptr<Transfer> MpiTransport::Receive(int from, int tag, void* data, i
 template <typename Begin>
 std::shared_ptr<Transfer> MpiTransport::Post(int64_t bytes, int peer, bool is_receive, const Begin& begin_part) {
   auto pending = std::make_shared<Pending>(Pending{std::make_shared<Transfer>(), 0, is_receive, peer});
-  to_ring_[peer] = 1;
   int64_t begin = 0;
   do {
     const int count = static_cast<int>(std::min(bytes - begin, kMostBytes));

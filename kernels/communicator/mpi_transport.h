@@ -16,7 +16,8 @@ namespace whale {
 class MpiTransport : public Transport {
  public:
   // Loads MPI from `path` and starts it, on the thread that will use the transport; waits for all ranks. Where the
-  // process has started MPI already, it is used and not finalized.
+  // process has started MPI already, it is used and not finalized. The script may use MPI too, from its own threads:
+  // hence kInvalidArgument for less than MPI_THREAD_MULTIPLE.
   static Status Start(const std::string& path, std::unique_ptr<Transport>* transport);
 
   int rank() const override { return rank_; }
@@ -25,6 +26,7 @@ class MpiTransport : public Transport {
 
   std::shared_ptr<Transfer> Send(int to, int tag, const void* data, int64_t bytes) override;
   std::shared_ptr<Transfer> Receive(int from, int tag, void* data, int64_t bytes) override;
+  std::shared_ptr<Transfer> Listen(int from, int tag, void* data, int64_t bytes) override;
   bool Poll() override;
   bool hears_all() const override { return doorbell_.reaches_all(); }
   bool Wait(Clock::duration most) override;
@@ -42,6 +44,8 @@ class MpiTransport : public Transport {
 
   MpiTransport() = default;
   Status Join();
+  // Starts MPI, or finds it started, and checks that several threads may call it.
+  Status StartThreads();
   // Tells all ranks where to ring.
   Status ExchangeDoors();
   // Rings at those to whom something was begun since the last time.
@@ -49,6 +53,7 @@ class MpiTransport : public Transport {
   // `begin_part` begins the message of the bytes from `begin` on.
   template <typename Begin>
   std::shared_ptr<Transfer> Post(int64_t bytes, int peer, bool is_receive, const Begin& begin_part);
+  std::shared_ptr<Transfer> PostReceive(int from, int tag, void* data, int64_t bytes);
   Status Check(int code, const std::string& what) const;
   void Finish(Pending* pending, const mpi::MessageStatus& status, bool failed);
 

@@ -1,14 +1,12 @@
 #include "kernels/communicator/offer.h"
 
+#include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <set>
 
 namespace whale {
 namespace {
-
-// FNV-1a, by words.
-constexpr uint64_t kHashStart = 14695981039346656037u;
-uint64_t Hash(uint64_t hash, int64_t value) { return (hash ^ static_cast<uint64_t>(value)) * 1099511628211u; }
 
 std::string Count(int64_t count, const std::string& noun) {
   return std::to_string(count) + " " + noun + (count == 1 ? "" : "s");
@@ -23,6 +21,22 @@ std::string Number(double value) {
   char text[32];
   std::snprintf(text, sizeof(text), "%g", value);
   return text;
+}
+
+// Types and shapes of all tensors.
+std::string TensorsOf(const CollectiveCall& call) {
+  if (!call.call.tensors.empty() || call.pieces.empty()) return call.call.tensors;
+  std::string text = NameOf(call.arithmetic.type);
+  for (size_t i = 0; i < call.pieces.size(); ++i) {
+    text += (i == 0 ? " [" : ", [") + std::to_string(call.pieces[i].count) + "]";
+  }
+  return text;
+}
+
+std::string Shown(const Offer& offer) {
+  const std::string text = offer.tensors;
+  const bool whole = text.size() + 1 < Offer::kShown;
+  return whole ? text : text + "..., " + Count(offer.elements, "element") + " in all,";
 }
 
 }  // namespace
@@ -53,14 +67,10 @@ Offer OfferOf(const CollectiveCall& call) {
   offer.scale = call.arithmetic.scale;
   offer.root = call.root;
   offer.pieces = static_cast<int64_t>(call.pieces.size());
-  offer.group = offer.hash = kHashStart;
-  for (const int rank : call.call.ranks) offer.group = Hash(offer.group, rank);
-  for (size_t i = 0; i < call.pieces.size(); ++i) {
-    const int64_t count = call.pieces[i].count;
-    offer.elements += count;
-    offer.hash = Hash(offer.hash, count);
-    if (i < Offer::kShown) offer.counts[i] = count;
-  }
+  for (const Piece& piece : call.pieces) offer.elements += piece.count;
+  const std::string tensors = TensorsOf(call);
+  offer.hash = HashOf(tensors);
+  std::memcpy(offer.tensors, tensors.data(), std::min<size_t>(tensors.size(), Offer::kShown - 1));
   return offer;
 }
 
@@ -70,7 +80,6 @@ std::string Difference(const Offer& mine, int my_rank, const Offer& other, int o
     return contrast(std::string("a call of ") + NameOf(mine.collective),
                     std::string("a call of ") + NameOf(other.collective));
   }
-  if (mine.group != other.group) return contrast("one list of ranks", "another");
   if (mine.pieces != other.pieces) return contrast(Count(mine.pieces, "tensor"), Count(other.pieces, "tensor"));
   if (mine.type != other.type) return contrast(NameOf(mine.type), NameOf(other.type));
   if (mine.reduction != other.reduction) return contrast(NameOf(mine.reduction), NameOf(other.reduction));
@@ -80,15 +89,9 @@ std::string Difference(const Offer& mine, int my_rank, const Offer& other, int o
   if (mine.root != other.root) {
     return contrast("the root " + std::to_string(mine.root), "the root " + std::to_string(other.root));
   }
-  if (mine.elements == other.elements && mine.hash == other.hash) return "";
-  const std::string unit = std::string(" of ") + NameOf(mine.type);
-  for (int64_t i = 0; i < mine.pieces && i < Offer::kShown; ++i) {
-    if (mine.counts[i] == other.counts[i]) continue;
-    return "of tensor " + std::to_string(i) + ", " +
-           contrast(Count(mine.counts[i], "element") + unit, Count(other.counts[i], "element") + unit);
-  }
-  if (mine.elements == other.elements) return contrast("the tensors in one order", "them in another");
-  return contrast(Count(mine.elements, "element") + unit + " in all", Count(other.elements, "element") + " in all");
+  if (mine.hash == other.hash) return "";
+  const std::string own = Shown(mine), theirs = Shown(other);
+  return own == theirs ? contrast("some tensors after " + own, "others") : contrast(own, theirs);
 }
 
 Status CheckCall(const CollectiveCall& call, int rank, int size) {
@@ -105,9 +108,6 @@ Status CheckCall(const CollectiveCall& call, int rank, int size) {
   if (PlaceOf(rank, ranks) < 0) {
     return wrong("rank " + std::to_string(rank) + " calls it, but it is of " + NamesOf(ranks) + ".");
   }
-  if (call.call.id < 0 || call.call.id >= int64_t{1} << 26) {
-    return wrong("its id " + std::to_string(call.call.id) + " is not between 0 and 2^26 - 1.");
-  }
   if (call.root < 0 || call.root >= static_cast<int>(ranks.size())) {
     return wrong("there is no place " + std::to_string(call.root) + " in " + NamesOf(ranks) + " for the root.");
   }
@@ -115,7 +115,7 @@ Status CheckCall(const CollectiveCall& call, int rank, int size) {
     if (piece.count < 0) return wrong("a tensor has " + std::to_string(piece.count) + " elements.");
   }
   const bool reduces = call.collective == Collective::kAllReduce || call.collective == Collective::kReduceScatter;
-  return reduces ? CheckArithmetic(call.call.op, call.arithmetic) : Status();
+  return reduces ? CheckArithmetic(call.call.label.text, call.arithmetic) : Status();
 }
 
 int64_t BytesOf(const CollectiveCall& call) {
@@ -138,7 +138,13 @@ std::string NamesOf(const std::vector<int>& ranks) {
 }
 
 std::string Title(const CollectiveCall& call) {
-  return std::string(NameOf(call.collective)) + " '" + call.call.op + "'";
+  return std::string(NameOf(call.collective)) + " '" + call.call.label.text + "'";
+}
+
+std::string Brings(const CollectiveCall& call) {
+  std::string text = call.pieces.empty() ? "" : Shown(OfferOf(call));
+  const bool reduces = call.collective == Collective::kAllReduce || call.collective == Collective::kReduceScatter;
+  return reduces && !text.empty() ? text + ", " + NameOf(call.arithmetic.reduction) : text;
 }
 
 std::string Seconds(double seconds) { return Number(seconds); }

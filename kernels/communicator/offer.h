@@ -18,7 +18,7 @@ const char* NameOf(Collective collective);
 
 // Plain bytes: processes send it to one another as it is.
 struct Offer {
-  static constexpr int kShown = 8;
+  static constexpr int kShown = 128;
 
   Collective collective = Collective::kBarrier;
   DataType type = DataType::kBytes;
@@ -27,9 +27,8 @@ struct Offer {
   double scale = 1.0;
   int64_t pieces = 0;
   int64_t elements = 0;
-  uint64_t group = 0;           // a hash of the call's ranks
-  uint64_t hash = 0;            // of all the pieces' sizes
-  int64_t counts[kShown] = {};  // of the first pieces, to say where two ranks differ
+  uint64_t hash = 0;          // of all the tensors' types and shapes
+  char tensors[kShown] = {};  // the first of them, to say where two ranks differ
 };
 
 // A collective as one rank calls it.
@@ -58,8 +57,11 @@ int PlaceOf(int rank, const std::vector<int>& ranks);
 // "rank 3", "ranks 0, 3".
 std::string NamesOf(const std::vector<int>& ranks);
 
-// "all-reduce 'grads/AllReduce'"
+// "all-reduce 'step at train.py:8'"
 std::string Title(const CollectiveCall& call);
+
+// "float32 [2,3], [5], sum"; of many tensors the first ones.
+std::string Brings(const CollectiveCall& call);
 
 // "300", "0.25"
 std::string Seconds(double seconds);

@@ -1,6 +1,7 @@
 #include "kernels/communicator/progress.h"
 
 #include <algorithm>
+#include <chrono>
 #include <thread>
 #include <utility>
 
@@ -10,17 +11,20 @@ namespace whale {
 namespace {
 
 Status CheckTags(const Transport& transport) {
-  constexpr int64_t kNeeded = (int64_t{1} << 26) * kPhases - 1;
+  constexpr int64_t kNeeded = kNumbers * kPhases - 1;
   if (transport.max_tag() >= kNeeded) return Status();
   return Status(Code::kUnavailable, "this MPI has too few tags: its MPI_TAG_UB is " +
                                         std::to_string(transport.max_tag()) + ", and " + std::to_string(kNeeded) +
                                         " is needed.");
 }
 
-// The last tag there is, on which ranks say how they leave. Calls would come to it with the very last of the ids.
-constexpr int kFarewellTag = (1 << 26) * kPhases - 1;
 // For a rank that waits for nobody: its word is on its way as soon as it is said.
 constexpr double kFarewellSeconds = 1;
+// How long the others have to say where they are.
+constexpr double kAnswerSeconds = 3;
+constexpr std::chrono::milliseconds kIdle(250);
+constexpr std::chrono::milliseconds kShortIdle(1);  // a letter is on its way
+constexpr size_t kMostRanksShown = 32;
 
 // Keeps what the transport may still use until the process ends.
 void KeepForEver(std::shared_ptr<Progress> progress) {
@@ -49,6 +53,7 @@ Status Progress::Run(Start start, double timeout_seconds) {
 void Progress::Loop(const Start& start) {
   Status status = start(&transport_);
   if (status.ok()) status = CheckTags(*transport_);
+  if (status.ok()) mailbox_ = std::make_unique<Mailbox>(transport_.get());
   {
     std::lock_guard<std::mutex> lock(mutex_);
     if (status.ok()) {
@@ -75,19 +80,16 @@ void Progress::Loop(const Start& start) {
     } else {
       EndLate(now);
     }
-    bool over = false;
-    {
-      std::unique_lock<std::mutex> lock(mutex_);
-      if (channels_.empty() && !news_) {
-        changed_.wait(lock, [this] { return news_ || stop_; });
-        over = stop_ && !news_;
-        pace.Moved(Clock::now());
-      } else if (stop_ && now >= stop_by_) {
-        lock.unlock();
-        EndAll(Status(Code::kUnavailable, "the world of processes was left while the call was in flight."));
-      }
+    if (calls_.empty() && !news_ && !moved) {
+      if (!Idle()) break;
+      continue;
     }
-    if (over) break;
+    bool late = false;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      late = stop_ && now >= stop_by_;
+    }
+    if (late) EndAll(Status(Code::kUnavailable, "the world of processes was left while the call was in flight."));
     if (!moved && SleepFor(pace.Rest(transport_->hears_all()))) pace.Moved(Clock::now());
   }
   clean_ = AllLeaveClean();
@@ -108,25 +110,17 @@ bool Progress::AllLeaveClean() {
   changed_.notify_all();
   const bool clean = clean_;
   const Clock::time_point until = Clock::now() + (clean ? DurationOf(timeout_) : DurationOf(kFarewellSeconds));
-  farewell_.mine = clean;
-  farewell_.theirs.assign(size_, 0);
-  std::vector<std::shared_ptr<Transfer>> sends, receives(size_);
   for (int rank = 0; rank < size_; ++rank) {
-    if (rank == rank_) continue;
-    sends.push_back(transport_->Send(rank, kFarewellTag, &farewell_.mine, 1));
-    if (clean) receives[rank] = transport_->Receive(rank, kFarewellTag, &farewell_.theirs[rank], 1);
+    mailbox_->Send(rank, {Letter::kFarewell, clean, 0, 0, {}}, Payload());
   }
   Pace pace;
   while (Clock::now() < until) {
-    if (transport_->Poll()) pace.Moved(Clock::now());
-    bool all = std::all_of(sends.begin(), sends.end(), [](const auto& send) { return send->done; });
-    bool any_unclean = false;
-    for (int rank = 0; rank < size_; ++rank) {
-      if (receives[rank] == nullptr) continue;
-      all = all && receives[rank]->done;
-      any_unclean = any_unclean || (receives[rank]->done && farewell_.theirs[rank] == 0);
-    }
-    if (all || any_unclean) return clean && !any_unclean;
+    if (transport_->Poll() | mailbox_->Poll()) pace.Moved(Clock::now());
+    ReadNotes();
+    const bool all_here = !clean || static_cast<int>(farewells_.size()) == size_;
+    const bool all_clean = mailbox_->lost().empty() && std::all_of(farewells_.begin(), farewells_.end(),
+                                                                   [](const auto& said) { return said.second; });
+    if ((all_here && mailbox_->all_sent()) || (clean && !all_clean)) return clean && all_clean;
     {
       std::lock_guard<std::mutex> lock(mutex_);
       if (abort_) return false;
@@ -136,28 +130,34 @@ bool Progress::AllLeaveClean() {
   return false;
 }
 
+bool Progress::Idle() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  changed_.wait_for(lock, mailbox_->all_sent() ? kIdle : kShortIdle, [this] { return news_ || stop_; });
+  return !stop_ || news_;
+}
+
 void Progress::TakeCalls() {
-  std::vector<Entry> added;
   std::vector<Cancellation> cancellations;
   Status ended;
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    added = std::move(added_);
-    cancellations = std::move(cancellations_);
-    added_.clear();
-    cancellations_.clear();
+    calls_.splice(calls_.end(), added_);
+    cancellations = std::exchange(cancellations_, {});
     if (abort_) ended = ended_;
   }
-  for (Entry& entry : added) {
-    auto broken = broken_.find(entry.channel);
-    if (broken != broken_.end()) {
-      entry.done(broken->second);
+  for (auto entry = calls_.begin(); entry != calls_.end();) {
+    const auto each = entry++;
+    const auto elsewhere = ended_elsewhere_.find(each->ticket);
+    if (elsewhere != ended_elsewhere_.end()) {
+      Finish(each, elsewhere->second, Tell::kNobody);
       continue;
     }
-    entry.moved_at = Clock::now();
-    channels_[entry.channel].push_back(std::move(entry));
+    for (const Cancellation& cancellation : cancellations) {
+      if (!cancellation.which(*each)) continue;
+      Finish(each, cancellation.status, Tell::kOthers);
+      break;
+    }
   }
-  for (const Cancellation& cancellation : cancellations) ApplyCancellation(cancellation);
   if (!ended.ok()) {
     clean_ = false;
     EndAll(ended);
@@ -166,71 +166,148 @@ void Progress::TakeCalls() {
 
 bool Progress::AdvanceAll() {
   bool moved = transport_->Poll();
-  const Engine engine{transport_.get(), &blocks_};
-  std::vector<std::pair<Channel, Status>> over;
-  for (auto& [channel, entries] : channels_) {
-    Entry& entry = entries.front();
-    bool is_over = false;
-    const Status status = entry.operation->Advance(engine, &is_over);
-    if (entry.operation->moves() != entry.moves) {
-      entry.moves = entry.operation->moves();
-      entry.moved_at = Clock::now();
-      moved = true;
-    }
-    if (is_over || !status.ok()) over.emplace_back(channel, status);
+  if (mailbox_->Poll()) moved = true;
+  ReadNotes();
+  for (auto entry = calls_.begin(); entry != calls_.end();) {
+    const auto each = entry++;
+    bool over = false;
+    if (Advance(&*each, &over)) moved = true;
+    if (over) Finish(each, each->failure, Tell::kOthers);
   }
-  for (const auto& [channel, status] : over) Finish(channel, status);
-  return moved || !over.empty();
+  return moved;
 }
 
-void Progress::Finish(const Channel& channel, const Status& status) {
-  auto found = channels_.find(channel);
-  std::deque<Entry> ended;
-  if (status.ok()) {
-    ended.push_back(std::move(found->second.front()));
-    found->second.pop_front();
-    if (!found->second.empty()) found->second.front().moved_at = Clock::now();
-  } else {
+bool Progress::Advance(Entry* entry, bool* over) {
+  if (!entry->failure.ok()) {
+    *over = entry->answers.size() == entry->others.size() || Clock::now() >= entry->answers_by;
+    if (*over) entry->failure = Status(entry->failure.code(), entry->failure.message() + Answers(*entry));
+    return *over;
+  }
+  const Engine engine{transport_.get(), &blocks_, mailbox_.get()};
+  Status status = entry->operation->Advance(engine, over);
+  for (const auto& [rank, lost] : mailbox_->lost()) {
+    if (!*over && status.ok() && PlaceOf(rank, entry->others) >= 0) {
+      status = Status(lost.code(), entry->operation->title() + " with rank " + std::to_string(rank) + ": " +
+                                       lost.message());
+    }
+  }
+  if (!status.ok()) {
+    Fail(entry, status);
+    *over = status.code() != Code::kInvalidArgument;
+    return true;
+  }
+  if (entry->operation->moves() == entry->moves) return *over;
+  entry->moves = entry->operation->moves();
+  entry->moved_at = Clock::now();
+  return true;
+}
+
+void Progress::ReadNotes() {
+  for (const Mail& note : mailbox_->TakeNotes()) {
+    switch (note.letter.kind) {
+      case Letter::kCall:
+        break;
+      case Letter::kEnded:
+        TakeEnd(note);
+        break;
+      case Letter::kQuestion:
+        heard_[note.from] = {note.text(), Clock::now()};
+        mailbox_->Send(note.from, {Letter::kAnswer, 0, 0, 0, note.letter.ticket}, Waiting());
+        break;
+      case Letter::kAnswer:
+        for (Entry& entry : calls_) {
+          if (entry.ticket == note.letter.ticket) entry.answers.emplace(note.from, note.text());
+        }
+        break;
+      case Letter::kFarewell:
+        farewells_.emplace(note.from, note.letter.code != 0);
+        break;
+    }
+  }
+}
+
+void Progress::TakeEnd(const Mail& note) {
+  // That its step was cancelled is no news of this rank's step.
+  const auto said = static_cast<Code>(note.letter.code);
+  const Code code = said == Code::kCancelled ? Code::kUnavailable : said;
+  const Status status(code, "rank " + std::to_string(note.from) + " has ended the call: " + note.text());
+  for (auto entry = calls_.begin(); entry != calls_.end(); ++entry) {
+    if (!(entry->ticket == note.letter.ticket)) continue;
+    if (entry->failure.ok()) Finish(entry, status, Tell::kNobody);
+    return;
+  }
+  ended_elsewhere_.emplace(note.letter.ticket, status);
+}
+
+void Progress::Fail(Entry* entry, const Status& status) {
+  clean_ = false;
+  entry->failure = status;
+  entry->answers_by = Clock::now() + DurationOf(kAnswerSeconds);
+  if (status.code() != Code::kInvalidArgument && status.code() != Code::kDeadlineExceeded) return;
+  // With where this rank is: it may be gone when the others ask in turn.
+  const std::string own = Waiting();
+  for (const int rank : entry->others) mailbox_->Send(rank, {Letter::kQuestion, 0, 0, 0, entry->ticket}, own);
+}
+
+std::string Progress::Answers(const Entry& entry) const {
+  std::vector<int> ranks = entry.others;
+  ranks.push_back(rank_);
+  std::sort(ranks.begin(), ranks.end());
+  std::string text;
+  for (size_t i = 0; i < ranks.size() && i < kMostRanksShown; ++i) {
+    const auto answer = entry.answers.find(ranks[i]);
+    const auto heard = heard_.find(ranks[i]);
+    std::string said = heard == heard_.end() ? "does not answer" : heard->second.Text();
+    if (answer != entry.answers.end()) said = answer->second;
+    text += "\n  rank " + std::to_string(ranks[i]) + ": " + (ranks[i] == rank_ ? Waiting() : said);
+  }
+  return ranks.size() <= kMostRanksShown ? text : text + "\n  ...";
+}
+
+std::string Progress::Waiting() const {
+  std::vector<std::string> texts;
+  for (const Entry& entry : calls_) texts.push_back(WaitingText(entry));
+  return Joined(texts.empty() ? recent_.Texts() : texts);
+}
+
+std::string Progress::WaitingText(const Entry& entry) {
+  const Operation& operation = *entry.operation;
+  return whale::WaitingText(operation.title(), operation.brings(), Clock::now() - entry.begun, operation.WaitsFor());
+}
+
+void Progress::Finish(Entries::iterator entry, Status status, Tell tell) {
+  Entry ended = std::move(*entry);
+  calls_.erase(entry);
+  if (!status.ok()) {
     clean_ = false;
-    broken_.emplace(channel, status);
-    ended = std::move(found->second);
-    found->second.clear();
+    mailbox_->Refuse(ended.ticket);
+    const int code = static_cast<int>(status.code());
+    for (const int rank : ended.others) {
+      if (tell == Tell::kOthers) mailbox_->Send(rank, {Letter::kEnded, code, 0, 0, ended.ticket}, status.message());
+    }
+    if (status.code() == Code::kDeadlineExceeded) recent_.Add(WaitingText(ended));
+    failed_.push_back(std::move(ended.operation));
   }
-  if (found->second.empty()) channels_.erase(found);
-  for (Entry& entry : ended) {
-    if (!status.ok()) failed_.push_back(std::move(entry.operation));
-    entry.operation.reset();
-    entry.done(status);
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    tickets_.Over(ended.ticket);
   }
+  ended.operation = nullptr;
+  ended.done(status);
 }
 
 void Progress::EndAll(const Status& status) {
-  while (!channels_.empty()) Finish(channels_.begin()->first, status);
-}
-
-void Progress::ApplyCancellation(const Cancellation& cancellation) {
-  std::vector<Channel> cancelled;
-  for (const auto& [channel, entries] : channels_) {
-    const bool has_it = channel.id == cancellation.id &&
-                        std::any_of(entries.begin(), entries.end(),
-                                    [&](const Entry& entry) { return entry.step == cancellation.step; });
-    if (has_it) cancelled.push_back(channel);
-  }
-  for (const Channel& channel : cancelled) Finish(channel, cancellation.status);
+  while (!calls_.empty()) Finish(calls_.begin(), status, Tell::kNobody);
 }
 
 void Progress::EndLate(Clock::time_point now) {
   const double seconds = timeout_;
   const Clock::duration allowed = DurationOf(seconds);
-  std::vector<std::pair<Channel, Status>> late;
-  for (const auto& [channel, entries] : channels_) {
-    const Entry& entry = entries.front();
-    if (now - entry.moved_at < allowed) continue;
-    late.emplace_back(channel, Status(Code::kDeadlineExceeded, entry.operation->title() + " waited " +
-                                                                   Seconds(seconds) + " s for " +
-                                                                   NamesOf(entry.operation->WaitsFor()) + "."));
+  for (Entry& entry : calls_) {
+    if (now - entry.moved_at < allowed || !entry.failure.ok()) continue;
+    Fail(&entry, Status(Code::kDeadlineExceeded, entry.operation->title() + " waited " + Seconds(seconds) +
+                                                     " s for " + NamesOf(entry.operation->WaitsFor()) + "."));
   }
-  for (const auto& [channel, status] : late) Finish(channel, status);
 }
 
 bool Progress::SleepFor(Clock::duration sleep) {
@@ -246,21 +323,32 @@ void Progress::WakeUp() {
   if (asleep_) transport_->Wake();
 }
 
-void Progress::Add(Entry entry) {
-  Status ended;
+void Progress::Add(uint64_t key, const Call& call, const std::string& title, std::vector<int> others,
+                   const std::function<std::unique_ptr<Operation>(const Admission&)>& make, Done done) {
+  Status refused;
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    ended = ended_;
-    if (ended.ok()) {
-      added_.push_back(std::move(entry));
-      news_ = true;
+    refused = ended_;
+    const std::optional<Ticket> clash = refused.ok() ? tickets_.Clash(key, call) : std::nullopt;
+    if (clash) {
+      refused = Status(Code::kInvalidArgument,
+                       title + ": rank " + std::to_string(rank_) +
+                           " calls it while a call of the same label is under way, and the other ranks cannot tell "
+                           "the two apart. Call the function from one thread at a time, or give each call a label.");
+      const Ticket earlier = *clash;
+      cancellations_.push_back({[earlier](const Entry& entry) { return entry.ticket == earlier; }, refused});
+    } else if (refused.ok() && numbered_ >= kNumbers - 1 && !clean_) {
+      // Numbers are used again; of calls that failed there may still be messages under them.
+      refused = Status(Code::kUnavailable, title + ": since a call failed, numbers for calls are used up.");
     }
+    if (refused.ok()) {
+      const Admission own{tickets_.Next(key, call), static_cast<int>(1 + numbered_++ % (kNumbers - 1))};
+      added_.push_back({own.ticket, call.label.digest, call.step, std::move(others), make(own), std::move(done)});
+    }
+    news_ = true;
   }
-  if (ended.ok()) {
-    WakeUp();
-  } else {
-    entry.done(ended);
-  }
+  WakeUp();
+  if (!refused.ok()) done(refused);
 }
 
 void Progress::Abort(const Status& status) {
@@ -275,10 +363,11 @@ void Progress::Abort(const Status& status) {
   WakeUp();
 }
 
-void Progress::Cancel(int64_t id, int64_t step, const Status& status) {
+void Progress::Cancel(uint64_t label, int64_t step, const Status& status) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    cancellations_.push_back({id, step, status});
+    auto which = [label, step](const Entry& entry) { return entry.label == label && entry.step == step; };
+    cancellations_.push_back({which, status});
     news_ = true;
   }
   WakeUp();

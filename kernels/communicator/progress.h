@@ -5,39 +5,22 @@
 
 #include <atomic>
 #include <condition_variable>
-#include <deque>
 #include <functional>
+#include <list>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "kernels/communicator/deadlines.h"
 #include "kernels/communicator/operation.h"
+#include "kernels/communicator/waiting.h"
 
 namespace whale {
 
 class Progress : public std::enable_shared_from_this<Progress> {
  public:
-  // Calls of one channel follow one another. `peer` is -1 for collectives.
-  struct Channel {
-    enum Kind { kCollective, kSend, kReceive } kind;
-    int64_t id;
-    int peer;
-    bool operator<(const Channel& other) const {
-      return std::tie(kind, id, peer) < std::tie(other.kind, other.id, other.peer);
-    }
-  };
-  struct Entry {
-    Channel channel;
-    int64_t step;
-    std::unique_ptr<Operation> operation;
-    Done done;
-    int64_t moves = -1;  // when it last moved on
-    Clock::time_point moved_at;
-  };
   using Start = std::function<Status(std::unique_ptr<Transport>*)>;
 
   // Starts the thread and waits for the transport; Abort ends the waiting.
@@ -46,18 +29,38 @@ class Progress : public std::enable_shared_from_this<Progress> {
   int rank() const { return rank_; }
   int size() const { return size_; }
 
-  void Add(Entry entry);
+  // Begins a call. `key`: of its label and ranks; `title`: for errors; `others`: the other ranks that take part.
+  // A call that cannot be told from one under way ends with kInvalidArgument, and that one too.
+  void Add(uint64_t key, const Call& call, const std::string& title, std::vector<int> others,
+           const std::function<std::unique_ptr<Operation>(const Admission&)>& make, Done done);
   void Abort(const Status& status);
-  void Cancel(int64_t id, int64_t step, const Status& status);
+  // Ends the calls of this label and step.
+  void Cancel(uint64_t label, int64_t step, const Status& status);
   void SetTimeout(double seconds) { timeout_ = seconds; }
   void Stop(double seconds);
 
  private:
-  struct Cancellation {
-    int64_t id;
+  struct Entry {
+    Ticket ticket;
+    uint64_t label;
     int64_t step;
+    std::vector<int> others;
+    std::unique_ptr<Operation> operation;
+    Done done;
+    Clock::time_point begun = Clock::now();
+    int64_t moves = -1;  // when it last moved on
+    Clock::time_point moved_at = begun;
+    // Once it has failed: why, and what the others say of where they are.
+    Status failure = Status();
+    std::map<int, std::string> answers = {};
+    Clock::time_point answers_by = begun;
+  };
+  using Entries = std::list<Entry>;
+  struct Cancellation {
+    std::function<bool(const Entry&)> which;
     Status status;
   };
+  enum class Tell { kOthers, kNobody };
 
   void Loop(const Start& start);
   // Says to all ranks whether this one leaves without an error, and waits until they have said so too: at most for the
@@ -65,12 +68,21 @@ class Progress : public std::enable_shared_from_this<Progress> {
   // closed together; who waited for the others in MPI_Finalize could not be called back.
   bool AllLeaveClean();
   void TakeCalls();
+  // Polls, and moves every call on.
   bool AdvanceAll();
-  // Ends the first entry of a channel.
-  void Finish(const Channel& channel, const Status& status);
+  bool Advance(Entry* entry, bool* over);
+  void ReadNotes();
+  void TakeEnd(const Mail& note);
+  // A call that failed because ranks do not fit together or did not come asks first where the others are.
+  void Fail(Entry* entry, const Status& status);
+  std::string Answers(const Entry& entry) const;
+  std::string Waiting() const;
+  static std::string WaitingText(const Entry& entry);
+  void Finish(Entries::iterator entry, Status status, Tell tell);
   void EndAll(const Status& status);
-  void ApplyCancellation(const Cancellation& cancellation);
   void EndLate(Clock::time_point now);
+  // Until there is news here; letters, which others may ask by, are looked for now and then. False at the end.
+  bool Idle();
   // Until the time is over, or there is news here or from a rank; true for news.
   bool SleepFor(Clock::duration sleep);
   // Tells the thread of news, whatever it waits for.
@@ -79,7 +91,9 @@ class Progress : public std::enable_shared_from_this<Progress> {
   // Shared with callers.
   std::mutex mutex_;
   std::condition_variable changed_;
-  std::vector<Entry> added_;
+  Tickets tickets_;
+  int64_t numbered_ = 0;  // calls so far
+  Entries added_;
   std::vector<Cancellation> cancellations_;
   Status ended_;  // not ok: aborted, or stopped
   bool abort_ = false;
@@ -91,21 +105,21 @@ class Progress : public std::enable_shared_from_this<Progress> {
   Clock::time_point stop_by_ = Clock::time_point::max();
   std::atomic<bool> news_{false};  // something of the above has changed
   std::atomic<bool> asleep_{false};  // in the transport's Wait; there is a transport then
+  std::atomic<bool> clean_{true};    // no call has failed
   std::atomic<double> timeout_{300};
   int rank_ = -1;
   int size_ = 0;
 
   // The progress thread's own. Blocks outlive the operations that hold some.
   std::unique_ptr<Transport> transport_;
+  std::unique_ptr<Mailbox> mailbox_;
   Blocks blocks_;
-  std::map<Channel, std::deque<Entry>> channels_;  // the first of each is under way
-  std::map<Channel, Status> broken_;
+  Entries calls_;
+  std::map<Ticket, Status> ended_elsewhere_;        // calls that another rank has ended
   std::vector<std::unique_ptr<Operation>> failed_;  // the transport may still use their memory
-  bool clean_ = true;
-  struct Farewell {
-    char mine;
-    std::vector<char> theirs;
-  } farewell_;
+  Recent recent_;
+  std::map<int, Heard> heard_;  // by rank: where it said it was, when it asked
+  std::map<int, bool> farewells_;  // by rank: whether it leaves without an error
 };
 
 }  // namespace whale

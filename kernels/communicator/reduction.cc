@@ -25,30 +25,33 @@ constexpr size_t kWindow = 3;
 
 class OwnedReduction : public Operation {
  public:
-  OwnedReduction(CollectiveCall call, int rank)
+  OwnedReduction(CollectiveCall call, int rank, const Admission& own)
       : call_(std::move(call)),
+        own_(own),
         place_(PlaceOf(rank, call_.call.ranks)),
         gathers_(call_.collective == Collective::kAllReduce),
         element_bytes_(static_cast<int64_t>(SizeOf(call_.arithmetic.type))),
-        agreement_(call_, rank, OthersOf(call_, rank)) {
+        agreement_(call_, rank, own, OthersOf(call_, rank)) {
     for (std::vector<Segment>& segments : gathers_ ? CutAmongOwners() : CutByParts()) {
       const int owner = RankAt(parts_.size());
       if (owner == rank) owned_.swap(segments);
-      parts_.emplace_back(Direction::kTo, owner, TagOf(call_.call.id, kParts), segments, kWindow);
+      parts_.emplace_back(Direction::kTo, owner, kParts, segments, kWindow);
       if (!gathers_) segments.clear();
-      results_.emplace_back(Direction::kFrom, owner, TagOf(call_.call.id, kResults), std::move(segments), kWindow);
+      results_.emplace_back(Direction::kFrom, owner, kResults, std::move(segments), kWindow);
     }
   }
 
   std::string title() const override { return Title(call_); }
+  std::string brings() const override { return Brings(call_); }
 
   Status Advance(const Engine& engine, bool* over) override {
     Status status = agreement_.Advance(engine, this);
     for (size_t place = 0; place < parts_.size() && status.ok(); ++place) {
-      status = parts_[place].Advance(engine, this);
+      status = parts_[place].Advance(engine, this, own_.number);
       // Only once the part is gone: where the list is reduced in place, the result comes to where the part was.
       const size_t ready = agreement_.reached() ? parts_[place].ended() : 0;
-      if (status.ok()) status = results_[place].Advance(engine, this, ready);
+      const int number = agreement_.number_of(RankAt(place));
+      if (status.ok()) status = results_[place].Advance(engine, this, number, ready);
     }
     if (status.ok()) status = Own(engine);
     *over = status.ok() && Over();
@@ -147,8 +150,8 @@ class OwnedReduction : public Operation {
       Message part{nullptr, engine.blocks->None()};
       if (static_cast<int>(place) != place_) {
         part.block = engine.blocks->Take();
-        part.transfer = engine.transport->Receive(RankAt(place), TagOf(call_.call.id, kParts), part.block.get(),
-                                                  segment.bytes);
+        const int tag = TagOf(agreement_.number_of(RankAt(place)), kParts);
+        part.transfer = engine.transport->Receive(RankAt(place), tag, part.block.get(), segment.bytes);
       }
       slot.received.push_back(std::move(part));
     }
@@ -176,7 +179,7 @@ class OwnedReduction : public Operation {
     for (size_t place = 0; gathers_ && place < parts_.size(); ++place) {
       slot->sends.push_back(static_cast<int>(place) == place_
                                 ? nullptr
-                                : engine.transport->Send(RankAt(place), TagOf(call_.call.id, kResults), result,
+                                : engine.transport->Send(RankAt(place), TagOf(own_.number, kResults), result,
                                                          segment.bytes));
     }
     Unpack(segment, slot->own.block);
@@ -204,10 +207,11 @@ class OwnedReduction : public Operation {
     for (size_t place = 0; place < parts_.size(); ++place) {
       if (!OwnerIsDone(place)) return false;
     }
-    return agreement_.reached() && agreement_.sent() && opened_ == owned_.size() && slots_.empty();
+    return agreement_.reached() && opened_ == owned_.size() && slots_.empty();
   }
 
   const CollectiveCall call_;
+  const Admission own_;
   const int place_;
   const bool gathers_;
   const int64_t element_bytes_;
@@ -221,9 +225,9 @@ class OwnedReduction : public Operation {
 
 }  // namespace
 
-std::unique_ptr<Operation> MakeReduction(CollectiveCall call, int rank) {
-  if (IsSmall(call)) return MakeSmallReduction(std::move(call), rank);
-  return std::make_unique<OwnedReduction>(std::move(call), rank);
+std::unique_ptr<Operation> MakeReduction(CollectiveCall call, int rank, const Admission& own) {
+  if (IsSmall(call)) return MakeSmallReduction(std::move(call), rank, own);
+  return std::make_unique<OwnedReduction>(std::move(call), rank, own);
 }
 
 }  // namespace whale

@@ -14,17 +14,19 @@ namespace {
 
 class SmallReduction : public Operation {
  public:
-  SmallReduction(CollectiveCall call, int rank)
+  SmallReduction(CollectiveCall call, int rank, const Admission& own)
       : call_(std::move(call)),
         place_(PlaceOf(rank, call_.call.ranks)),
-        agreement_(call_, rank, OthersOf(call_, rank), Packed(call_)) {}
+        packed_(Packed(call_)),
+        agreement_(call_, rank, own, OthersOf(call_, rank), packed_) {}
 
   std::string title() const override { return Title(call_); }
+  std::string brings() const override { return Brings(call_); }
 
   Status Advance(const Engine& engine, bool* over) override {
     Status status = agreement_.Advance(engine, this);
     if (status.ok() && agreement_.reached() && !reduced_) ReduceAll();
-    *over = status.ok() && reduced_ && agreement_.sent();
+    *over = status.ok() && reduced_;
     return status;
   }
 
@@ -46,7 +48,7 @@ class SmallReduction : public Operation {
     std::vector<const void*> inputs;
     for (size_t place = 0; place < call_.call.ranks.size(); ++place) {
       const size_t peer = place - (static_cast<int>(place) > place_ ? 1 : 0);
-      inputs.push_back(static_cast<int>(place) == place_ ? agreement_.data() : agreement_.data_of(peer));
+      inputs.push_back(static_cast<int>(place) == place_ ? packed_.data() : agreement_.data_of(peer));
     }
     const size_t element_bytes = SizeOf(call_.arithmetic.type);
     std::vector<char> result(BytesOf(call_));
@@ -62,6 +64,7 @@ class SmallReduction : public Operation {
 
   const CollectiveCall call_;
   const int place_;
+  const std::vector<char> packed_;
   Agreement agreement_;
   bool reduced_ = false;
 };
@@ -77,8 +80,8 @@ bool IsSmall(const CollectiveCall& call) {
          bytes * others <= kMostBytesInAll;
 }
 
-std::unique_ptr<Operation> MakeSmallReduction(CollectiveCall call, int rank) {
-  return std::make_unique<SmallReduction>(std::move(call), rank);
+std::unique_ptr<Operation> MakeSmallReduction(CollectiveCall call, int rank, const Admission& own) {
+  return std::make_unique<SmallReduction>(std::move(call), rank, own);
 }
 
 }  // namespace whale

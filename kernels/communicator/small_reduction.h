@@ -12,7 +12,7 @@ namespace whale {
 // Whether it is an all-reduce of so few bytes: the same on all ranks whose calls fit together.
 bool IsSmall(const CollectiveCall& call);
 
-std::unique_ptr<Operation> MakeSmallReduction(CollectiveCall call, int rank);
+std::unique_ptr<Operation> MakeSmallReduction(CollectiveCall call, int rank, const Admission& own);
 
 }  // namespace whale
 

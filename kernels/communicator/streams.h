@@ -20,16 +20,22 @@ enum class Direction { kTo, kFrom };
 class Stream {
  public:
   // `window`: how many segments may be under way.
-  Stream(Direction direction, int rank, int tag, std::vector<Segment> segments, size_t window = 4)
-      : sends_(direction == Direction::kTo), rank_(rank), tag_(tag), segments_(std::move(segments)), window_(window) {}
+  Stream(Direction direction, int rank, Phase phase, std::vector<Segment> segments, size_t window = 4)
+      : sends_(direction == Direction::kTo),
+        rank_(rank),
+        phase_(phase),
+        segments_(std::move(segments)),
+        window_(window) {}
 
   int rank() const { return rank_; }
   // How many segments are gone, or here, from the first on.
   size_t ended() const { return ended_; }
   bool over() const { return ended_ == segments_.size(); }
 
-  // Ends what is done and begins what fits into the window; only the first `ready` segments.
-  Status Advance(const Engine& engine, Operation* operation, size_t ready = SIZE_MAX) {
+  // Ends what is done and begins what fits into the window; only the first `ready` segments. `number`: the sender's, of
+  // the call.
+  Status Advance(const Engine& engine, Operation* operation, int number, size_t ready = SIZE_MAX) {
+    const int tag = TagOf(number, phase_);
     for (; !under_way_.empty() && under_way_.front().transfer->done; ++ended_) {
       const Segment& segment = segments_[ended_];
       Status status = operation->Taken(*under_way_.front().transfer, rank_, sends_ ? -1 : segment.bytes);
@@ -38,7 +44,9 @@ class Stream {
       under_way_.pop_front();
     }
     const size_t stop = std::min(ready, segments_.size());
-    for (; begun_ < stop && begun_ - ended_ < window_; ++begun_) under_way_.push_back(Begin(engine, segments_[begun_]));
+    for (; begun_ < stop && begun_ - ended_ < window_; ++begun_) {
+      under_way_.push_back(Begin(engine, segments_[begun_], tag));
+    }
     return Status();
   }
 
@@ -48,21 +56,21 @@ class Stream {
     Blocks::Block block;  // where a packed segment lies meanwhile
   };
 
-  Message Begin(const Engine& engine, const Segment& segment) const {
+  Message Begin(const Engine& engine, const Segment& segment, int tag) const {
     Message message{nullptr, engine.blocks->None()};
     if (sends_) {
       const char* data = PackedInput(segment, engine.blocks, &message.block);
-      message.transfer = engine.transport->Send(rank_, tag_, data, segment.bytes);
+      message.transfer = engine.transport->Send(rank_, tag, data, segment.bytes);
     } else {
       char* data = PlaceForOutput(segment, engine.blocks, &message.block);
-      message.transfer = engine.transport->Receive(rank_, tag_, data, segment.bytes);
+      message.transfer = engine.transport->Receive(rank_, tag, data, segment.bytes);
     }
     return message;
   }
 
   const bool sends_;
   const int rank_;
-  const int tag_;
+  const Phase phase_;
   const std::vector<Segment> segments_;
   const size_t window_;
   size_t begun_ = 0;

@@ -16,6 +16,7 @@ struct Transfer {
   bool done = false;
   int64_t bytes = 0;  // how many came, of a receive
   Status status;      // of the transfer, once it is done
+  bool awaited = true;  // of a receive: somebody waits for it now
 };
 
 // Used by one thread only. Nothing blocks. Messages from one rank to another with the same tag arrive in the order in
@@ -33,6 +34,8 @@ class Transport {
   virtual std::shared_ptr<Transfer> Send(int to, int tag, const void* data, int64_t bytes) = 0;
   // The message must not be longer than `bytes`; what is shorter says so in Transfer::bytes.
   virtual std::shared_ptr<Transfer> Receive(int from, int tag, void* data, int64_t bytes) = 0;
+  // The same, of what may come at any time or never: not `awaited` until somebody says so.
+  virtual std::shared_ptr<Transfer> Listen(int from, int tag, void* data, int64_t bytes) = 0;
   // Moves things on; true where a transfer came to its end.
   virtual bool Poll() = 0;
   // Whether Wait ends when a rank has sent something, whichever it is.

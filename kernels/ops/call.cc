@@ -59,7 +59,7 @@ class Cancellation {
   }
 
   void Cancel() {
-    communicator_->Cancel(call_, Status(Code::kCancelled, "'" + call_.op + "' of rank " +
+    communicator_->Cancel(call_, Status(Code::kCancelled, "'" + call_.label.text + "' of rank " +
                                                               std::to_string(communicator_->rank()) +
                                                               " ended because its step was cancelled"));
   }
@@ -141,6 +141,15 @@ int64_t CountOf(const Tensor& tensor) {
   return tensor.NumElements() * (bytes ? tensorflow::DataTypeSize(tensor.dtype()) : 1);
 }
 
+std::string TensorsOf(OpKernelContext* context) {
+  const int count = context->num_inputs();
+  std::string text = count == 0 ? "" : tensorflow::DataTypeString(context->input_dtype(0));
+  for (int i = 0; i < count; ++i) {
+    text += (i == 0 ? " " : ", ") + context->input(i).shape().DebugString();
+  }
+  return text;
+}
+
 void* MemoryOf(const Tensor& tensor) { return const_cast<char*>(tensor.tensor_data().data()); }
 
 std::string Describe(const Tensor& tensor, int index, int count, int rank) {
@@ -150,10 +159,13 @@ std::string Describe(const Tensor& tensor, int index, int count, int rank) {
 }
 
 CallKernel::CallKernel(tensorflow::OpKernelConstruction* context) : AsyncOpKernel(context) {
+  std::string label;
   OP_REQUIRES_OK(context, context->GetAttr("world", &place_.world));
   OP_REQUIRES_OK(context, context->GetAttr("rank", &place_.rank));
   OP_REQUIRES_OK(context, context->GetAttr("ranks", &place_.ranks));
-  OP_REQUIRES_OK(context, context->GetAttr("id", &id_));
+  OP_REQUIRES_OK(context, context->GetAttr("label", &label));
+  OP_REQUIRES(context, !label.empty(), absl::InvalidArgumentError("'" + name() + "' has an empty label"));
+  label_ = Label(std::move(label));
 }
 
 void CallKernel::ComputeAsync(OpKernelContext* context, DoneCallback done) {
@@ -162,10 +174,13 @@ void CallKernel::ComputeAsync(OpKernelContext* context, DoneCallback done) {
   const Status found = FindCommunicator(name(), OnThreadsOf(context), &place, &communicator);
   OP_REQUIRES_OK_ASYNC(context, ToTensorFlow(found), done);
   Call call;
-  call.op = name();
-  call.id = id_;
-  call.step = context->step_id();
+  call.label = label_;
   call.ranks = std::move(place.ranks);
+  call.step = context->step_id();
+  // The frames of loops are named by the graph, so they have the same numbers in every process.
+  const tensorflow::FrameAndIter frame = context->frame_iter();
+  call.iteration = Hash(frame.frame_id, frame.iter_id);
+  call.tensors = TensorsOf(context);
 
   auto cancellation = std::make_shared<Cancellation>(communicator, call, context->cancellation_manager());
   OP_REQUIRES_ASYNC(context, Cancellation::Register(cancellation),

@@ -4,6 +4,7 @@
 #define WHALE_KERNELS_OPS_CALL_H_
 
 #include <memory>
+#include <string>
 
 #include "kernels/communicator/communicator.h"
 #include "kernels/ops/worlds.h"
@@ -18,6 +19,9 @@ absl::Status ToTensorFlow(const Status& status);
 // kStrings for strings. kBytes for what else can only be moved: its count of elements is then a count of bytes.
 DataType ToWhale(tensorflow::DataType type);
 int64_t CountOf(const tensorflow::Tensor& tensor);
+
+// "float [2,3], [5]": the types and shapes of an operation's inputs, which all have one type.
+std::string TensorsOf(tensorflow::OpKernelContext* context);
 
 // The memory of a tensor; null if it has none.
 void* MemoryOf(const tensorflow::Tensor& tensor);
@@ -41,7 +45,7 @@ class CallKernel : public tensorflow::AsyncOpKernel {
 
  private:
   Place place_;
-  int64_t id_ = 0;
+  Label label_;
 };
 
 }  // namespace whale

@@ -34,9 +34,3 @@ WHALE_EXPORT int whale_find_world(int* rank, int* size) {
   *size = world->size();
   return 1;
 }
-
-WHALE_EXPORT int64_t whale_next_ids(int64_t count) { return whale::NextIds(count); }
-
-WHALE_EXPORT int64_t whale_gradient_id(const char* world, int64_t id, int rank) {
-  return whale::GradientId(world, id, rank);
-}

@@ -39,7 +39,7 @@ WHALE_CALL("WhaleReceive")
     .Attr("shape: shape = { unknown_rank: true }")
     .Attr("source: int >= 0")  // not `from`, which Python keeps for itself
     .SetShapeFn(tensorflow::shape_inference::ExplicitShape)
-    .Doc("The tensor that the rank numbered `source` sends under the same id. Its type must be `dtype`, and its shape must "
+    .Doc("The tensor that the rank numbered `source` sends under the same label. Its type must be `dtype`, and its shape must "
          "agree with `shape`, of which any part may be unknown.");
 
 WHALE_CALL("WhaleBarrier")
@@ -69,7 +69,7 @@ class SendKernel final : public CallKernel {
   }
 
  protected:
-  absl::Status Start(OpKernelContext* context, Communicator* communicator, const Call& call, Done done) override {
+  absl::Status Start(OpKernelContext* context, Communicator* communicator, const Call& given, Done done) override {
     if (to_ >= communicator->size() || to_ == communicator->rank()) {
       return absl::InvalidArgumentError("'" + name() + "' on rank " + std::to_string(communicator->rank()) +
                                         " sends to rank " + std::to_string(to_) +
@@ -78,8 +78,10 @@ class SendKernel final : public CallKernel {
     }
     const Tensor& value = context->input(0);
     const Done over = detached_ ? done : Done();
+    Call call = given;
+    call.detached = detached_;
     if (detached_) {
-      // Whoever is to be told of an error has one of its own: the call that follows on this channel, or the receiver.
+      // Whoever is to be told of an error has one of its own: the receiver.
       auto* kept = new Tensor(value);  // for ever after an error: the transport may still read it
       done = [kept](const Status& status) {
         if (status.ok()) delete kept;

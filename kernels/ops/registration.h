@@ -7,10 +7,10 @@
 
 // An operation whose kernel is a CallKernel, with the attributes of every call. `world`: "processes", or the name of a
 // world in this process's memory. `rank`, `ranks`: who calls and who takes part, in the order of the result; for
-// processes they may be left out. `id`: tells calls apart.
+// processes they may be left out. `label`: which call of the program it is, the same on all ranks.
 #define WHALE_CALL(name)                   \
   REGISTER_OP(name)                        \
-      .Attr("id: int >= 0")                \
+      .Attr("label: string")               \
       .Attr("ranks: list(int) = []")       \
       .Attr("rank: int = -1")              \
       .Attr("world: string = 'processes'") \

@@ -11,29 +11,13 @@
 namespace whale {
 namespace {
 
-// Below it are the numbers that Python gives to eager calls, one for each operation.
-constexpr int64_t kFirstId = 16;
 constexpr int kMostRanks = 4096;  // more devices than a process has: a slip, and a world of it would take all memory
-constexpr int64_t kEndOfIds = int64_t{1} << 26;
 
 // What is known of worlds in this process. It is never destroyed: threads of TensorFlow may outlive main().
 struct Registry {
   std::mutex mutex;
   std::map<std::pair<std::string, int>, std::unique_ptr<MemoryWorld>> worlds;  // by name and size
   double timeout_seconds = 0;                                                  // 0: each world's own
-  int64_t next_id = kFirstId;
-  // By world and id: the numbers of the gradients made so far, and how many of them each rank has taken.
-  struct Gradients {
-    std::vector<int64_t> ids;
-    std::map<int, size_t> taken;
-  };
-  std::map<std::pair<std::string, int64_t>, Gradients> gradients;
-
-  int64_t Take(int64_t count) {
-    if (count < 0 || count > kEndOfIds - next_id) return -1;
-    next_id += count;
-    return next_id - count;
-  }
 };
 
 Registry& TheRegistry() {
@@ -108,21 +92,6 @@ void SetTimeouts(double seconds) {
   std::lock_guard<std::mutex> lock(registry.mutex);
   registry.timeout_seconds = seconds;
   for (auto& named : registry.worlds) named.second->SetTimeout(seconds);
-}
-
-int64_t NextIds(int64_t count) {
-  Registry& registry = TheRegistry();
-  std::lock_guard<std::mutex> lock(registry.mutex);
-  return registry.Take(count);
-}
-
-int64_t GradientId(const std::string& world, int64_t id, int rank) {
-  Registry& registry = TheRegistry();
-  std::lock_guard<std::mutex> lock(registry.mutex);
-  Registry::Gradients& gradients = registry.gradients[{world, id}];
-  const size_t place = gradients.taken[rank]++;
-  if (place == gradients.ids.size()) gradients.ids.push_back(registry.Take(1));
-  return gradients.ids[place];
 }
 
 }  // namespace whale

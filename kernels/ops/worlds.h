@@ -1,4 +1,4 @@
-// Which communicator an operation's call goes to, and under which number.
+// Which communicator an operation's call goes to.
 //
 // The world named "processes" is the one of world.h. Any other name is a world of this process's memory, made when its
 // first call comes and never unmade: operations of different graphs meet in it.
@@ -6,7 +6,6 @@
 #ifndef WHALE_KERNELS_OPS_WORLDS_H_
 #define WHALE_KERNELS_OPS_WORLDS_H_
 
-#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -31,13 +30,6 @@ Status FindCommunicator(const std::string& op, const Execute& execute, Place* pl
 
 // How long calls wait for other ranks: in all worlds, those still to be made included.
 void SetTimeouts(double seconds);
-
-// The first of `count` numbers for calls that nobody had before; -1 if they are used up.
-int64_t NextIds(int64_t count);
-
-// The number under which a rank differentiates the call `id`: the n-th time that this is asked for a rank gives the
-// same as the n-th time for any other, so that the ranks' gradients meet. -1 if the numbers are used up.
-int64_t GradientId(const std::string& world, int64_t id, int rank);
 
 }  // namespace whale
 

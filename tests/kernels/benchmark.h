@@ -69,7 +69,7 @@ class AllReduceRace {
       Meet();
       begin = Now();
       Outcome outcome;
-      communicator_->AllReduce({"benchmark", 1, 0, ranks_}, DataType::kFloat32, Reduction::kSum, 1.0, pieces,
+      communicator_->AllReduce({"benchmark", ranks_}, DataType::kFloat32, Reduction::kSum, 1.0, pieces,
                                outcome.done());
       CheckOk(outcome.Wait());
       const double our_seconds = Now() - begin;
@@ -109,7 +109,7 @@ class AllReduceRace {
  private:
   void Meet() {
     Outcome outcome;
-    communicator_->Barrier({"meet", 2, 0, ranks_}, outcome.done());
+    communicator_->Barrier({"meet", ranks_}, outcome.done());
     CheckOk(outcome.Wait());
   }
 
@@ -119,7 +119,7 @@ class AllReduceRace {
     Meet();
     Outcome outcome;
     if (communicator_->rank() == 0) std::this_thread::sleep_for(std::chrono::duration<double>(seconds));
-    communicator_->Barrier({"late", 3, 0, ranks_}, outcome.done());
+    communicator_->Barrier({"late", ranks_}, outcome.done());
     if (communicator_->rank() == 1) meanwhile();
     CheckOk(outcome.Wait());
   }

@@ -231,7 +231,7 @@ inline void RunCases(Communicator* communicator, const std::vector<Case>& cases,
       if (place < 0) continue;
       buffers[i] = MakeBuffers(test, place);
       outcomes[i] = std::make_unique<Outcome>();
-      Start(communicator, test, {"case", first_id + static_cast<int64_t>(order[i]), 0, test.ranks},
+      Start(communicator, test, {"case " + std::to_string(first_id + static_cast<int64_t>(order[i])), test.ranks},
             buffers[i]->pieces, outcomes[i]->done());
     }
     for (size_t i = 0; i < order.size(); ++i) {

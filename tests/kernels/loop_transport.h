@@ -69,6 +69,10 @@ class LoopTransport : public Transport {
     return transfer;
   }
 
+  std::shared_ptr<Transfer> Listen(int from, int tag, void* data, int64_t bytes) override {
+    return Receive(from, tag, data, bytes);
+  }
+
   bool Poll() override {
     std::lock_guard<std::mutex> lock(hub_->mutex);
     bool moved = false;

@@ -38,9 +38,8 @@ def bounded() -> None:
 def on_ranks(
     ranks: Sequence[int], call: Callable[..., Any], inputs: Sequence[Any], *, inline: bool = False
 ) -> list[Any]:
-    """Calls `call(input, rank=…)` for each rank on its device, all in one function, under one id."""
-    ids = communicator.next_ids(8)
-    place = {"ranks": tuple(ranks), "world": "test_ops", "id": ids}
+    """Calls `call(input, rank=…)` for each rank on its device, all in one function."""
+    place = {"ranks": tuple(ranks), "world": "test_ops"}
 
     def all_ranks(*values: Any) -> list[Any]:
         found = []
@@ -125,7 +124,7 @@ def test_inputs_stay_as_they_are() -> None:
 
 
 def test_a_loop_may_call() -> None:
-    """Each turn of the loop meets as often as there are ranks: calls of one id pair up in order."""
+    """Each iteration of the loop is a call of its own."""
 
     @tf.function
     def thrice(values: Any) -> Any:
@@ -141,8 +140,7 @@ def test_a_loop_may_call() -> None:
 
 def test_messages_arrive_with_type_and_shape() -> None:
     sent = [tf.constant([[1, 2]], tf.int8), tf.constant(3.5), tf.zeros([0, 4], tf.complex64)]
-    ids = communicator.next_ids(3)
-    place: dict[str, Any] = {"ranks": (0, 1), "world": "test_ops", "id": ids}
+    place: dict[str, Any] = {"ranks": (0, 1), "world": "test_ops"}
 
     @tf.function
     def step(*values: Any) -> Any:
@@ -166,7 +164,7 @@ STRINGS = [
 
 
 def test_strings_are_messages() -> None:
-    place: dict[str, Any] = {"ranks": (0, 1), "world": "test_ops", "id": communicator.next_ids(3)}
+    place: dict[str, Any] = {"ranks": (0, 1), "world": "test_ops"}
 
     @tf.function
     def step(*values: Any) -> Any:
@@ -242,8 +240,7 @@ def test_gradient_is_the_transpose(call: Callable[..., Any], expected: list[list
 
 
 def test_gradient_of_a_message_comes_back_to_the_sender() -> None:
-    ids = communicator.next_ids(1)
-    place: dict[str, Any] = {"ranks": (0, 1), "world": "test_ops", "id": ids}
+    place: dict[str, Any] = {"ranks": (0, 1), "world": "test_ops"}
 
     @tf.function
     def step(x: Any) -> Any:
@@ -269,7 +266,7 @@ def test_gradient_of_a_maximum_is_refused() -> None:
 
 
 def test_shapes_are_known_in_graphs() -> None:
-    place: dict[str, Any] = {"ranks": (0, 1, 2), "rank": 0, "world": "shapes", "id": 20}
+    place: dict[str, Any] = {"ranks": (0, 1, 2), "rank": 0, "world": "shapes"}
     with tf.Graph().as_default():
         x, unknown = tf.zeros([6, 4]), tf.compat.v1.placeholder(tf.float32, [None, 4])
         assert ops.all_reduce(x, **place).shape == [6, 4]
@@ -290,7 +287,7 @@ def test_shapes_are_known_in_graphs() -> None:
 def test_rows_that_do_not_divide_are_refused() -> None:
     @tf.function(input_signature=[tf.TensorSpec([None, 2])])
     def step(x: Any) -> Any:
-        return ops.reduce_scatter([x, x], ranks=(0, 1), rank=1, world="test_ops", id=20)
+        return ops.reduce_scatter([x, x], ranks=(0, 1), rank=1, world="test_ops")
 
     with pytest.raises(tf.errors.InvalidArgumentError) as caught:
         step(tf.zeros([3, 2]))
@@ -366,5 +363,5 @@ def test_a_rank_that_fails_ends_the_others() -> None:
 
 def test_a_rank_that_is_missing_is_named() -> None:
     communicator.set_timeout(0.2)
-    with pytest.raises(tf.errors.DeadlineExceededError, match=r"AllReduce.*rank 1"):
-        tf.function(lambda: ops.all_reduce(1.0, rank=0, ranks=(0, 1), world="late", id=20))()
+    with pytest.raises(tf.errors.DeadlineExceededError, match=r"all-reduce .* waited 0.2 s for rank 1"):
+        tf.function(lambda: ops.all_reduce(1.0, rank=0, ranks=(0, 1), world="late"))()

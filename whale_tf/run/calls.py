@@ -1,4 +1,4 @@
-"""One call over a communicator as an operation: who takes part, under which number, and free of program order."""
+"""One call over a communicator as an operation: who takes part, under which label, and free of program order."""
 
 from __future__ import annotations
 
@@ -10,22 +10,16 @@ import tensorflow as tf
 
 from whale_tf.errors import DeviceError
 from whale_tf.run import communicator
-from whale_tf.run.communicator import FIRST_ID, PROCESSES
+from whale_tf.run.communicator import PROCESSES
 
-# The generated function of each operation, and, by its place here, the number of its eager calls. They share one: a
-# number for each call would make a kernel for each call, and TensorFlow keeps all kernels.
+# The generated function of each operation.
 FUNCTIONS = {
     "AllReduce": "whale_all_reduce",
     "ReduceScatter": "whale_reduce_scatter",
     "AllGather": "whale_all_gather",
     "AllToAll": "whale_all_to_all",
     "Broadcast": "whale_broadcast",
-    "Send": "whale_send",
-    "Receive": "whale_receive",
-    "Barrier": "whale_barrier",
 }
-EAGER_NUMBERS = {name: number for number, name in enumerate(FUNCTIONS)}
-EAGER_NUMBERS["Receive"] = EAGER_NUMBERS["Send"]  # a message has one number on both sides
 
 
 @dataclass(frozen=True)
@@ -64,54 +58,44 @@ def place_of(world: str, rank: int | None, ranks: Sequence[int] | None) -> Place
     return Place(PROCESSES, found[0] if rank is None else rank, tuple(range(found[1]) if ranks is None else ranks))
 
 
-def numbers_of(name: str, count: int, id: int | None) -> list[int]:
-    """The numbers of `count` calls: from `id` on if it is given, else of their own."""
-    if id is not None:
-        return list(range(id, id + count))
-    if tf.executing_eagerly():
-        return [EAGER_NUMBERS[name]] * count
-    first = communicator.next_ids(count)
-    return list(range(first, first + count))
-
-
-def gradient_number(name: str, place: Place, id: int) -> int:
-    """The number for a call `name` that is the gradient of the call `id`."""
-    return EAGER_NUMBERS[name] if id < FIRST_ID else communicator.gradient_id(place.world, id, place.rank)
-
-
 def has_gradient(spec: Any) -> bool:
     return bool(spec.dtype.is_floating or spec.dtype.is_complex)
 
 
-def call_lists(name: str, values: Any, place: Place, id: int | None, attributes: dict[str, Any]) -> Any:
+def call_lists(name: str, values: Any, place: Place, label: str, attributes: dict[str, Any]) -> Any:
     """One collective for each type among the tensors, in the order in which the types come: the same on every rank."""
     tensors = [tf.convert_to_tensor(value) for value in tf.nest.flatten(values)]
     by_type: dict[Any, list[int]] = {}
     for position, tensor in enumerate(tensors):
         by_type.setdefault(tensor.dtype, []).append(position)
     results: list[Any] = [None] * len(tensors)
-    for number, positions in zip(numbers_of(name, len(by_type), id), by_type.values(), strict=True):
-        outputs = call_list(name, [tensors[position] for position in positions], number, place, attributes)
+    for label_of_type, positions in zip(several(label, len(by_type)), by_type.values(), strict=True):
+        outputs = call_list(name, [tensors[position] for position in positions], place, label_of_type, attributes)
         for position, output in zip(positions, outputs, strict=True):
             results[position] = output
     return tf.nest.pack_sequence_as(values, results)
 
 
-def call_list(name: str, tensors: Sequence[Any], number: int, place: Place, attributes: dict[str, Any]) -> list[Any]:
+def several(label: str, count: int) -> list[str]:
+    """A label for each of several operations that are one call of the user's."""
+    return [label if k == 0 else f"{label}, part {k + 1}" for k in range(count)]
+
+
+def call_list(name: str, tensors: Sequence[Any], place: Place, label: str, attributes: dict[str, Any]) -> list[Any]:
     """One collective over tensors of one type."""
     function = getattr(communicator.load(), FUNCTIONS[name])
-    outputs: list[Any] = function(list(tensors), id=number, **place.attributes(), **attributes)
+    outputs: list[Any] = function(list(tensors), label=label, **place.attributes(), **attributes)
     in_any_order(outputs[0])
     return outputs
 
 
-def send_one(tensor: Any, to: int, number: int, place: Place) -> None:
-    in_any_order(communicator.load().whale_send(tensor, to=to, id=number, **place.attributes()))
+def send_one(tensor: Any, to: int, place: Place, label: str) -> None:
+    in_any_order(communicator.load().whale_send(tensor, to=to, label=label, **place.attributes()))
 
 
-def receive_one(source: int, spec: Any, number: int, place: Place) -> Any:
+def receive_one(source: int, spec: Any, place: Place, label: str) -> Any:
     made = communicator.load().whale_receive(
-        dtype=spec.dtype, shape=spec.shape, source=source, id=number, **place.attributes()
+        dtype=spec.dtype, shape=spec.shape, source=source, label=label, **place.attributes()
     )
     return in_any_order(made)
 

@@ -27,7 +27,7 @@ import tensorflow as tf
 from whale_tf.ir.graph import DType, Node, Ref, Shape, TensorType
 from whale_tf.run.calls import in_any_order
 
-FORMING = 0  # the number of the sums that form groups; steps have theirs from FIRST_ID on
+FORMING = 0  # the number of the sums that form groups; no step has it
 INT32 = DType("int32")
 _one_at_a_time = threading.Lock()  # two sums of one number and group would take each other's parts
 

@@ -5,7 +5,6 @@
     set_timeout(s)     how long a call waits for ranks that have not come
     abort_world(why)   ends all calls of this process, now and from here on
     stop_world()       leaves
-    next_ids(n)        numbers for calls: all processes run one script, so they agree on them
 
 The library is loaded by the first of these calls, once. What state there is lives in it, not here.
 """
@@ -28,8 +27,13 @@ LIBRARY = Path(__file__).resolve().parent.parent / "_kernels.so"
 MPI = "libmpi_abi.so.1"  # the MPI 5 standard's own binary interface
 MPI_VARIABLE = "WHALE_TF_MPI"
 PROCESSES = "processes"
-FIRST_ID = 16  # of next_ids; the numbers below are those of eager calls
 _ERROR_BYTES = 4096
+_INVALID_ARGUMENT = 1  # of the codes of kernels/communicator/status.h: the thread level
+_START_ORDER = (
+    "Call whale.init() before the script starts MPI, or start MPI with MPI_THREAD_MULTIPLE, as mpi4py does "
+    "unless mpi4py.rc says otherwise."
+)
+_START_COMMAND = "Start the script with `whale run -n 2 script.py` or `mpiexec -n 2 python script.py`."
 
 
 @functools.cache
@@ -67,11 +71,12 @@ def start_world() -> tuple[int, int]:
     rank, size = ctypes.c_int(), ctypes.c_int()
     message = ctypes.create_string_buffer(_ERROR_BYTES)
     references = ctypes.byref(rank), ctypes.byref(size)
-    if _functions().whale_start_world(str(path).encode(), *references, message, _ERROR_BYTES) != 0:
+    code = _functions().whale_start_world(str(path).encode(), *references, message, _ERROR_BYTES)
+    if code != 0:
         raise DeviceError(
             "the world of processes did not start",
             details=[message.value.decode(errors="replace"), f"MPI is {path}"],
-            way_out="Start the script with `whale run -n 2 script.py` or `mpiexec -n 2 python script.py`.",
+            way_out=_START_ORDER if code == _INVALID_ARGUMENT else _START_COMMAND,
         )
     return rank.value, size.value
 
@@ -108,27 +113,6 @@ def stop_world() -> None:
     _functions().whale_stop_world()
 
 
-def next_ids(count: int) -> int:
-    """The first of `count` numbers for calls, which nobody had before.
-
-    Every process must ask for the same counts in the same order, also one that takes no part in a call.
-
-    Raises:
-      DeviceError: `count` is negative, or the 2^26 numbers are used up.
-    """
-    return _checked_id(_functions().whale_next_ids(count), f"{count} more numbers were asked for")
-
-
-def gradient_id(world: str, id: int, rank: int) -> int:
-    """The number for a rank's gradient of call `id`: the n-th asked for is the same for all ranks.
-
-    Raises:
-      DeviceError: the 2^26 numbers are used up.
-    """
-    number = _functions().whale_gradient_id(world.encode(), id, rank)
-    return _checked_id(number, f"the gradient of call {id} needs one more number")
-
-
 def find_mpi() -> Path:
     """The MPI library: WHALE_TF_MPI, else that of the installed `mpich`, else one in the environment's lib folder.
 
@@ -155,16 +139,6 @@ def _files_of_mpich() -> list[Path]:
     return [Path(str(file.locate())) for file in files if file.name == MPI]
 
 
-def _checked_id(number: int, request: str) -> int:
-    if number >= 0:
-        return number
-    raise DeviceError(
-        "there are 2^26 numbers for calls, and they are used up",
-        details=[request],
-        way_out="Trace fewer functions: each trace takes numbers for its calls.",
-    )
-
-
 @functools.cache
 def _functions() -> ctypes.CDLL:
     """The same library by its C functions; TensorFlow loads it first, since it holds the symbols it needs."""
@@ -177,8 +151,6 @@ def _functions() -> ctypes.CDLL:
         "whale_set_timeout": (None, [ctypes.c_double]),
         "whale_abort_world": (None, [text]),
         "whale_stop_world": (None, []),
-        "whale_next_ids": (ctypes.c_int64, [ctypes.c_int64]),
-        "whale_gradient_id": (ctypes.c_int64, [text, ctypes.c_int64, ctypes.c_int]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(functions, name)

@@ -20,7 +20,7 @@ from whale_tf.rewrite.localize import localize
 from whale_tf.rewrite.program import Program
 from whale_tf.run.away import Holding, bring_back, handle_of
 from whale_tf.run.collectives import form_groups
-from whale_tf.run.communicator import load, next_ids
+from whale_tf.run.communicator import load
 from whale_tf.run.failure import run_error, world_error
 from whale_tf.run.lower import Lowered, lower
 from whale_tf.run.processes import World
@@ -144,8 +144,8 @@ class Compiled:
     def _register(self, program: Program) -> tuple[Lowered, list[str]]:
         """Lowers a program and makes its functions known to TensorFlow; gives the names under which they are."""
         load()
-        first_id = next_ids(program.ids) if program.ids else 0
-        lowered = lower(program, self.parts.calls, f"whale_{ops.uid()}", first_id)
+        instances = [ops.uid() for _ in range(program.ids)]
+        lowered = lower(program, self.parts.calls, f"whale_{ops.uid()}", self.parts.name, instances)
         if self._change is not None:
             *functions, main = self._change((*lowered.functions, lowered.main))
             lowered = replace(lowered, functions=tuple(functions), main=main)

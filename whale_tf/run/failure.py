@@ -42,8 +42,9 @@ DISSOLVED = re.compile(r"\{\{(?:colocation_)?node (?:Func/)?" + ACTION + r"/(?P<
 FUNCTION = re.compile(r"\{\{function_node whale_\d+_(?P<stage>\d+)(?P<kind>[FBIW])(?:p(?P<phase>\d+))?")
 # What an operation says that others have ended; TensorFlow gives it another class, so that it is not taken for its own.
 FROM_OTHERS = re.compile("originally returned UnavailableError|originally returned AbortedError")
+WAITS = re.compile(r"^  rank \d+: .*$", re.MULTILINE)  # in which calls each rank was when one did not go on
 COLLECTIVES_ENDED = "Collective ops is aborted by"  # by an error of their own: those of the process stay so
-SECONDS_TO_HEAR = 2.0  # from an operation's failure to the hub's word of why
+SECONDS_TO_HEAR = 10.0  # from an operation's failure to the hub's word of why
 PHASES = {"F": "forward", "B": "backward", "I": "input gradients", "W": "weight gradients"}
 
 
@@ -62,6 +63,7 @@ def run_error(error: tf.errors.OpError, parts: Parts) -> RunError:
         way_out += " Use more micro_batches or more stages: each then needs less memory."
     rule, name = _without_nodes(block), _name(block)
     details = [f"{type(error).__name__} in '{name}'" if name else type(error).__name__]
+    details += [line.strip() for line in WAITS.findall(block)]
     if isinstance(error, tf.errors.CancelledError):
         repeated = ", and did not fail again when it was repeated on the first alone" if alone else ""
         rule = f"the step failed on one of its devices{repeated}"

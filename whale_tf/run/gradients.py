@@ -17,7 +17,8 @@ from typing import Any
 import tensorflow as tf
 
 from whale_tf.errors import PlanError
-from whale_tf.run.calls import Place, call_list, gradient_number
+from whale_tf.run.calls import Place, call_list
+from whale_tf.run.labels import counted
 
 tf.no_gradient("WhaleReadShard")
 tf.no_gradient("WhaleAssignShards")
@@ -72,7 +73,8 @@ def gradient_of_sum(op: Any, *gradients: Any) -> list[Any]:
 def _call(op: Any, name: str, gradients: Any, attributes: dict[str, Any]) -> list[Any]:
     """The collective `name` over the gradients, among the ranks of `op`."""
     place = _place(op)
-    return call_list(name, gradients, gradient_number(name, place, op.get_attr("id")), place, attributes)
+    label = counted(f"gradient of {tf.compat.as_str(op.get_attr('label'))}", place.rank)
+    return call_list(name, gradients, place, label, attributes)
 
 
 def _place(op: Any) -> Place:

@@ -48,13 +48,16 @@ class Lowered:
     groups: Mapping[int, Group] = field(default_factory=dict)
 
 
-def lower(program: Program, calls: Mapping[str, Graph], prefix: str, first_id: int = 0) -> Lowered:
+def lower(
+    program: Program, calls: Mapping[str, Graph], prefix: str, label: str = "", instances: Sequence[int] = ()
+) -> Lowered:
     """Lowers a program: of several processes, the part of one.
 
     Args:
       calls: functions that the program's nodes refer to, by the name they use, with those that these refer to.
       prefix: makes the functions' names unique in the process.
-      first_id: the program's numbers for what crosses processes count from here; the same in all of them.
+      label: how the labels of what crosses processes begin; the same in all of them.
+      instances: of TensorFlow's own collectives, by the number of their Reduce: each is used once in this process.
     """
     needed = called([program.main, *(function.graph for function in program.functions.values())], calls)
     names, renamed = Names(), dict[str, str]()
@@ -65,7 +68,7 @@ def lower(program: Program, calls: Mapping[str, Graph], prefix: str, first_id: i
     attrs = {} if program.inline else NOT_INLINED
     for name, function in program.functions.items():
         bodies.append(_stage_function(_named(prefix, name), function.graph, renamed, attrs))
-    return _Main(program, prefix, renamed, first_id).lower(bodies)
+    return _Main(program, prefix, renamed, label, instances).lower(bodies)
 
 
 def optimize_once() -> bytes:
@@ -191,10 +194,13 @@ class _Writer:
 class _Main:
     """The lowering of a program's main graph."""
 
-    def __init__(self, program: Program, prefix: str, renamed: Mapping[str, str], first_id: int) -> None:
+    def __init__(
+        self, program: Program, prefix: str, renamed: Mapping[str, str], label: str, instances: Sequence[int]
+    ) -> None:
         self.program = program
         self.prefix = prefix
-        self.first_id = first_id
+        self.label = label
+        self.instances = instances
         self.config = optimize_once()
         self.groups: dict[int, Group] = {}
         self.peers = {number: [node.name for node in nodes] for number, nodes in reductions(program.main).items()}
@@ -239,8 +245,10 @@ class _Main:
         elif node.op in ("Send", "Recv"):
             (self._message if "id" in node.attrs else self._transfer)(node, device)
         elif node.op == "AllReduce":
-            own = {"id": self.first_id + node.attrs["id"], "rank": self.program.process}
-            self.writer.node(node, _beside(device), op="WhaleAllReduce", attrs={**node.attrs, **own})
+            label = f"{self.label}, sum {node.attrs['id']}".encode()
+            own: dict[str, Any] = {"label": label, "rank": self.program.process}
+            attrs = own | {name: value for name, value in node.attrs.items() if name != "id"}
+            self.writer.node(node, _beside(device), op="WhaleAllReduce", attrs=attrs)
         elif node.op == "Reduce":
             self._collective(node, device)
         elif node.op == "Read":
@@ -256,7 +264,7 @@ class _Main:
         devices = tuple(self.program.devices[index] for index in node.attrs["devices"])
         group = Group(devices)
         self.groups.setdefault(group.key, group)
-        expansion = Expansion(node, group, self.first_id + node.attrs["id"], self.peers[node.attrs["id"]])
+        expansion = Expansion(node, group, self.instances[node.attrs["id"]], self.peers[node.attrs["id"]])
         for each in expansion.nodes:
             self.writer.node(each, device)
         self.writer.parts |= expansion.parts
@@ -279,14 +287,14 @@ class _Main:
 
     def _message(self, node: Node, device: str) -> None:
         """A transfer to or from another process."""
-        number = self.first_id + node.attrs["id"]
+        label = f"{self.label}, {node.attrs['key'].decode()}".encode()
         if node.op == "Send":
             to = self.program.processes[node.attrs["to"]]
-            attrs = {"T": node.attrs["T"], "to": to, "id": number, "detached": True}
+            attrs = {"T": node.attrs["T"], "to": to, "label": label, "detached": True}
             self.writer.node(node, _beside(device), op="WhaleSend", attrs=attrs)
         else:
             source, kind = self.program.processes[node.attrs["source"]], node.outputs[0]
-            attrs = {"dtype": kind.dtype, "shape": kind.shape, "source": source, "id": number}
+            attrs = {"dtype": kind.dtype, "shape": kind.shape, "source": source, "label": label}
             self.writer.node(node, _beside(device), op="WhaleReceive", attrs=attrs)
 
 

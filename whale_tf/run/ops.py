@@ -5,25 +5,33 @@ Between processes, every rank calls the same function; nothing else needs to be 
     total = all_reduce(gradients)
 
 Within a process, ranks are devices that meet in a world of memory, under any name. Each rank makes its own call, all
-in one `tf.function`, and all under one id:
+in one `tf.function`:
 
-    ids = next_ids(1)
     for rank in range(4):
         with tf.device(f"CPU:{rank}"):
-            totals[rank] = all_reduce(gradients[rank], rank=rank, ranks=range(4), world="replicas", id=ids)
+            totals[rank] = all_reduce(gradients[rank], rank=rank, ranks=range(4), world="replicas")
 
-`ranks` is who takes part, in the order of the result: by default all processes. `id` tells calls apart. By default a
-call takes the next numbers, as many as there are types among its tensors; since all processes run the same script they
-take the same ones. A process that leaves a call out, because it is not among its ranks, must still take its numbers:
-call next_ids on all ranks and give `id`. Eager calls need none: they meet in the order in which they are made.
+`ranks` is who takes part, in the order of the result: by default all processes. `label` says which call of the program
+it is. Calls with one label meet, whatever the order in which each rank traces and calls the functions they are in. By
+default it is the function and the line, and in a tf.function how often the line was traced. Ranks that make one call at
+different lines, or in functions of different names, give it themselves.
 
 Values are a tensor or any structure of tensors. A call moves all of them at once, and what is small is packed together.
-Calls in one function start as soon as their inputs are there, in any order. Within a process, a loop, a branch or an
-inner `tf.function` that holds calls must hold those of all ranks: TensorFlow runs such parts one after another.
+Calls in one function start as soon as their inputs are there, in any order, and so do iterations of a loop. Within a
+process, a loop, a branch or an inner `tf.function` that holds calls must hold those of all ranks: TensorFlow runs such
+parts one after another.
 
-A call fails, and never hangs, when a rank is missing for longer than `communicator.set_timeout` allows, when one leaves
-or fails, and when one makes another call: with DeadlineExceededError, UnavailableError, CancelledError or
-InvalidArgumentError of `tf.errors`.
+A call fails, and never hangs, with DeadlineExceededError, UnavailableError, CancelledError or InvalidArgumentError of
+`tf.errors`, on all its ranks:
+
+- when one of them does not come for longer than `communicator.set_timeout` allows, leaves or fails;
+- when its step is cancelled on one of them;
+- when they bring other types, shapes or reductions;
+- when one makes it while it is under way, as two threads do that call one function: it cannot tell which of the two the
+  other ranks make.
+
+Where ranks do not come or do not fit together, the error lists in which calls each of them is. Other calls go on, and
+the function may be called again.
 
 The kernels are for the CPU and work in host memory. With tensors of a GPU they were not tried.
 """
@@ -41,15 +49,15 @@ from whale_tf.run import communicator
 from whale_tf.run import gradients as gradients  # registers them
 from whale_tf.run.calls import (
     call_lists,
-    gradient_number,
     has_gradient,
     in_any_order,
-    numbers_of,
     place_of,
     receive_one,
     send_one,
+    several,
 )
 from whale_tf.run.communicator import PROCESSES
+from whale_tf.run.labels import counted, label_here, label_of_message
 
 
 def all_reduce(
@@ -60,7 +68,7 @@ def all_reduce(
     ranks: Sequence[int] | None = None,
     rank: int | None = None,
     world: str = PROCESSES,
-    id: int | None = None,
+    label: str | None = None,
 ) -> Any:
     """scale * the reduction of all ranks' values: the same bits on every rank.
 
@@ -75,7 +83,8 @@ def all_reduce(
       PlanError: a gradient of "max", "min" or "product" is asked for.
     """
     place = place_of(world, rank, ranks)
-    return call_lists("AllReduce", values, place, id, {"reduction": reduction, "scale": scale})
+    attributes = {"reduction": reduction, "scale": scale}
+    return call_lists("AllReduce", values, place, label_here(place.rank, label), attributes)
 
 
 def reduce_scatter(
@@ -86,7 +95,7 @@ def reduce_scatter(
     ranks: Sequence[int] | None = None,
     rank: int | None = None,
     world: str = PROCESSES,
-    id: int | None = None,
+    label: str | None = None,
 ) -> Any:
     """This rank's part of what `all_reduce` gives: `[ranks * n, ...]` becomes `[n, ...]`.
 
@@ -99,7 +108,8 @@ def reduce_scatter(
       PlanError: a gradient of "max", "min" or "product" is asked for.
     """
     place = place_of(world, rank, ranks)
-    return call_lists("ReduceScatter", values, place, id, {"reduction": reduction, "scale": scale})
+    attributes = {"reduction": reduction, "scale": scale}
+    return call_lists("ReduceScatter", values, place, label_here(place.rank, label), attributes)
 
 
 def all_gather(
@@ -108,7 +118,7 @@ def all_gather(
     ranks: Sequence[int] | None = None,
     rank: int | None = None,
     world: str = PROCESSES,
-    id: int | None = None,
+    label: str | None = None,
 ) -> Any:
     """All ranks' values one after another along dim 0: `[n, ...]` becomes `[ranks * n, ...]`.
 
@@ -117,7 +127,8 @@ def all_gather(
     Args:
       values: any plain type, with the same types and shapes on every rank, and a dim 0.
     """
-    return call_lists("AllGather", values, place_of(world, rank, ranks), id, {})
+    place = place_of(world, rank, ranks)
+    return call_lists("AllGather", values, place, label_here(place.rank, label), {})
 
 
 def all_to_all(
@@ -126,7 +137,7 @@ def all_to_all(
     ranks: Sequence[int] | None = None,
     rank: int | None = None,
     world: str = PROCESSES,
-    id: int | None = None,
+    label: str | None = None,
 ) -> Any:
     """Part k along dim 0 goes to the rank at place k, and the part that comes from it takes its place.
 
@@ -135,7 +146,8 @@ def all_to_all(
     Args:
       values: any plain type, `[ranks * n, ...]`, with the same types and shapes on every rank.
     """
-    return call_lists("AllToAll", values, place_of(world, rank, ranks), id, {})
+    place = place_of(world, rank, ranks)
+    return call_lists("AllToAll", values, place, label_here(place.rank, label), {})
 
 
 def broadcast(
@@ -145,7 +157,7 @@ def broadcast(
     ranks: Sequence[int] | None = None,
     rank: int | None = None,
     world: str = PROCESSES,
-    id: int | None = None,
+    label: str | None = None,
 ) -> Any:
     """The values of rank `root`, on every rank.
 
@@ -164,7 +176,7 @@ def broadcast(
             details=[f"root is {root}, the ranks are {list(place.ranks)}"],
             way_out=f"Use root={place.ranks[0]}.",
         )
-    return call_lists("Broadcast", values, place, id, {"root": place.ranks.index(root)})
+    return call_lists("Broadcast", values, place, label_here(place.rank, label), {"root": place.ranks.index(root)})
 
 
 def send(
@@ -174,7 +186,7 @@ def send(
     ranks: Sequence[int] | None = None,
     rank: int | None = None,
     world: str = PROCESSES,
-    id: int | None = None,
+    label: str | None = None,
 ) -> Any:
     """Sends values to another rank, which calls `receive`.
 
@@ -190,19 +202,19 @@ def send(
     """
     place = place_of(world, rank, ranks)
     tensors = [tf.convert_to_tensor(value) for value in tf.nest.flatten(values)]
-    ids = numbers_of("Send", len(tensors), id)
+    labels = several(label_of_message(place.rank, to, place.rank, label), len(tensors))
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def sent(*given: Any) -> Any:
-        for tensor, number in zip(given, ids, strict=True):
-            send_one(tensor, to, number, place)
+        for tensor, each in zip(given, labels, strict=True):
+            send_one(tensor, to, place, each)
 
         def gradient(_: Any) -> Any:
-            back = [gradient_number("Receive", place, number) for number in ids]
+            back = [counted(f"gradient of {each}", place.rank) for each in labels]
             specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in given]
             return [
-                receive_one(to, spec, number, place) if has_gradient(spec) else None
-                for spec, number in zip(specs, back, strict=True)
+                receive_one(to, spec, place, each) if has_gradient(spec) else None
+                for spec, each in zip(specs, back, strict=True)
             ]
 
         return tf.zeros([]), gradient
@@ -218,7 +230,7 @@ def receive(
     ranks: Sequence[int] | None = None,
     rank: int | None = None,
     world: str = PROCESSES,
-    id: int | None = None,
+    label: str | None = None,
 ) -> Any:
     """What rank `source` sends here.
 
@@ -231,17 +243,17 @@ def receive(
     """
     place = place_of(world, rank, ranks)
     specs = tf.nest.flatten(spec)
-    ids = numbers_of("Receive", len(specs), id)
+    labels = several(label_of_message(source, place.rank, place.rank, label), len(specs))
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def received(_: Any) -> Any:
-        values = [receive_one(source, each, number, place) for each, number in zip(specs, ids, strict=True)]
+        values = [receive_one(source, one, place, each) for one, each in zip(specs, labels, strict=True)]
 
         def gradient(*gradients: Any) -> Any:
-            back = [gradient_number("Send", place, number) for number in ids]
-            for each, value, number in zip(specs, gradients, back, strict=True):
-                if has_gradient(each):
-                    send_one(value, source, number, place)
+            back = [counted(f"gradient of {each}", place.rank) for each in labels]
+            for one, value, each in zip(specs, gradients, back, strict=True):
+                if has_gradient(one):
+                    send_one(value, source, place, each)
             return tf.zeros([])
 
         return values, gradient
@@ -254,14 +266,14 @@ def barrier(
     ranks: Sequence[int] | None = None,
     rank: int | None = None,
     world: str = PROCESSES,
-    id: int | None = None,
+    label: str | None = None,
 ) -> Any:
     """Waits until all ranks have come to it.
 
     In a function, control dependencies say what comes before it and after it.
     """
     place = place_of(world, rank, ranks)
-    made = communicator.load().whale_barrier(id=numbers_of("Barrier", 1, id)[0], **place.attributes())
+    made = communicator.load().whale_barrier(label=label_here(place.rank, label), **place.attributes())
     return in_any_order(made)
 
 

@@ -106,7 +106,7 @@ def tell_failure(world: World, step: str, error: Exception) -> None:
 def share(world: World, dtype: tf.DType, values: list[tf.Tensor], source: int = 0) -> list[tf.Tensor]:
     """The values that one process has, in all of them; those of the others only give the shapes."""
     if dtype in CARRIED:
-        return list(broadcast(values, source))
+        return list(broadcast(values, source, label=f"variables of type {dtype.name}"))
     written = json.dumps([tf.io.serialize_tensor(value).numpy().hex() for value in values]).encode()
     given = world.exchange(f"variables of type {dtype.name}", written if world.rank == source else b"")[source]
     return [tf.io.parse_tensor(bytes.fromhex(text), dtype) for text in json.loads(given)]
