@@ -8,6 +8,7 @@ namespace whale {
 
 Mailbox::Mailbox(Transport* transport) : transport_(transport), boxes_(transport->size()) {
   for (int rank = 0; rank < transport->size(); ++rank) {
+    if (rank == transport->rank()) continue;
     boxes_[rank].next.reset(new char[sizeof(Letter) + kMostBytes]);
     Listen(rank);
   }

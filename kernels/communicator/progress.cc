@@ -111,13 +111,13 @@ bool Progress::AllLeaveClean() {
   const bool clean = clean_;
   const Clock::time_point until = Clock::now() + (clean ? DurationOf(timeout_) : DurationOf(kFarewellSeconds));
   for (int rank = 0; rank < size_; ++rank) {
-    mailbox_->Send(rank, {Letter::kFarewell, clean, 0, 0, {}}, Payload());
+    if (rank != rank_) mailbox_->Send(rank, {Letter::kFarewell, clean, 0, 0, {}}, Payload());
   }
   Pace pace;
   while (Clock::now() < until) {
     if (transport_->Poll() | mailbox_->Poll()) pace.Moved(Clock::now());
     ReadNotes();
-    const bool all_here = !clean || static_cast<int>(farewells_.size()) == size_;
+    const bool all_here = !clean || static_cast<int>(farewells_.size()) == size_ - 1;
     const bool all_clean = mailbox_->lost().empty() && std::all_of(farewells_.begin(), farewells_.end(),
                                                                    [](const auto& said) { return said.second; });
     if ((all_here && mailbox_->all_sent()) || (clean && !all_clean)) return clean && all_clean;
