@@ -179,7 +179,8 @@ bool Progress::AdvanceAll() {
 
 bool Progress::Advance(Entry* entry, bool* over) {
   if (!entry->failure.ok()) {
-    *over = entry->answers.size() == entry->others.size() || Clock::now() >= entry->answers_by;
+    auto says_more = [&](int rank) { return entry->answers.count(rank) == 0 && farewells_.count(rank) == 0; };
+    *over = std::none_of(entry->others.begin(), entry->others.end(), says_more) || Clock::now() >= entry->answers_by;
     if (*over) entry->failure = Status(entry->failure.code(), entry->failure.message() + Answers(*entry));
     return *over;
   }
@@ -255,13 +256,18 @@ std::string Progress::Answers(const Entry& entry) const {
   std::sort(ranks.begin(), ranks.end());
   std::string text;
   for (size_t i = 0; i < ranks.size() && i < kMostRanksShown; ++i) {
-    const auto answer = entry.answers.find(ranks[i]);
-    const auto heard = heard_.find(ranks[i]);
-    std::string said = heard == heard_.end() ? "does not answer" : heard->second.Text();
-    if (answer != entry.answers.end()) said = answer->second;
-    text += "\n  rank " + std::to_string(ranks[i]) + ": " + (ranks[i] == rank_ ? Waiting() : said);
+    const std::string said = ranks[i] == rank_ ? Waiting() : Answer(entry, ranks[i]);
+    text += "\n  rank " + std::to_string(ranks[i]) + ": " + said;
   }
   return ranks.size() <= kMostRanksShown ? text : text + "\n  ...";
+}
+
+std::string Progress::Answer(const Entry& entry, int rank) const {
+  const auto answer = entry.answers.find(rank);
+  if (answer != entry.answers.end()) return answer->second;
+  const auto heard = heard_.find(rank);
+  if (heard != heard_.end() && heard->second.IsRecent()) return heard->second.Text();
+  return farewells_.count(rank) > 0 ? "has left" : "does not answer";
 }
 
 std::string Progress::Waiting() const {

@@ -76,6 +76,7 @@ class Progress : public std::enable_shared_from_this<Progress> {
   // A call that failed because ranks do not fit together or did not come asks first where the others are.
   void Fail(Entry* entry, const Status& status);
   std::string Answers(const Entry& entry) const;
+  std::string Answer(const Entry& entry, int rank) const;
   std::string Waiting() const;
   static std::string WaitingText(const Entry& entry);
   void Finish(Entries::iterator entry, Status status, Tell tell);

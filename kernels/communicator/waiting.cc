@@ -33,10 +33,9 @@ std::string Joined(const std::vector<std::string>& calls) {
   return calls.empty() ? "in no call" : text;
 }
 
-std::string Heard::Text() const {
-  const Clock::duration ago = Clock::now() - at;
-  return ago < kRecently ? text + ", as it said " + Tenths(ago) + " ago" : "does not answer";
-}
+bool Heard::IsRecent() const { return Clock::now() - at < kRecently; }
+
+std::string Heard::Text() const { return text + ", as it said " + Tenths(Clock::now() - at) + " ago"; }
 
 void Recent::Add(std::string text) {
   calls_.emplace_front(std::move(text), Clock::now());

@@ -24,7 +24,8 @@ struct Heard {
   std::string text;
   Clock::time_point at;
 
-  // "all-reduce ..., as it said 0.2 s ago"; "does not answer" where that is long ago.
+  bool IsRecent() const;
+  // "all-reduce ..., as it said 0.2 s ago"
   std::string Text() const;
 };
 
