@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2, types_pb2
 
-from whale_tf.capture.attributes import attributes_of, dtype, shape, tensor_type, value_of
+from whale_tf.capture.attributes import attributes_of, dtype, numbers_of, shape, tensor_type, value_of
 from whale_tf.ir.graph import DType, Function, Opaque, Shape
 
 AttrValue = attr_value_pb2.AttrValue
@@ -69,6 +70,24 @@ def test_private_attributes_are_left_out_but_for_those_that_change_what_runs() -
         ("_XlaMustCompile", True),
         ("_lower_using_switch_merge", True),
     ]
+
+
+@pytest.mark.parametrize(
+    ("array", "numbers"),
+    [
+        (np.array([1, 2], np.int32), (1.0, 2.0)),
+        (np.float32(0.5), (0.5,)),
+        (np.array([], np.int64), ()),
+        (np.zeros([2, 4], np.float64), (0.0,) * 8),
+    ],
+)
+def test_a_few_real_numbers_are_told(array: Any, numbers: tuple[float, ...]) -> None:
+    assert numbers_of(tf.make_tensor_proto(array)) == {"numbers": numbers}
+
+
+@pytest.mark.parametrize("array", [np.zeros(9, np.float32), np.array([True]), np.array(["a"]), np.array([1j])])
+def test_others_are_not(array: Any) -> None:
+    assert numbers_of(tf.make_tensor_proto(array)) == {}
 
 
 @pytest.mark.parametrize("kind", [tf.float32, tf.bfloat16, tf.float16, tf.bool, tf.string, tf.complex64, tf.variant])

@@ -121,6 +121,11 @@ def test_shapes_in_a_body_are_known() -> None:
     assert Shape((8, WIDTH)) in [node.outputs[0].shape for node in body if node.op == "Argument"]
 
 
+def test_a_constant_in_a_body_tells_its_numbers() -> None:
+    body = capture(recurrence).calls["while/body"]
+    assert all("numbers" in node.attrs for node in body if node.op == "Const")
+
+
 def test_a_body_keeps_its_effects_and_their_order() -> None:
     def step(x: tf.Tensor) -> tf.Tensor:
         for i in tf.range(2):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2, tensor_shape_pb2, types_pb2
 
 from whale_tf.ir.graph import DType, Function, Opaque, Shape, TensorType
@@ -40,6 +42,15 @@ def value_of(value: attr_value_pb2.AttrValue) -> Any:
     if kind in ("i", "f", "b", "s"):
         return getattr(value, kind)
     return Opaque(value.SerializeToString(deterministic=True))
+
+
+def numbers_of(tensor: Any) -> dict[str, tuple[float, ...]]:
+    """{"numbers": …} for a constant of a few real numbers, so that a printed graph tells them. Else nothing."""
+    real = {types_pb2.DT_INT32, types_pb2.DT_INT64, types_pb2.DT_FLOAT, types_pb2.DT_DOUBLE, types_pb2.DT_HALF}
+    sizes = [dim.size for dim in tensor.tensor_shape.dim]
+    if tensor.dtype not in real or math.prod(sizes) > FEW:
+        return {}
+    return {"numbers": tuple(float(number) for number in tf.make_ndarray(tensor).ravel())}
 
 
 def dtype(number: int) -> DType:

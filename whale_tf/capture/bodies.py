@@ -131,6 +131,8 @@ class Bodies:
             outputs = tuple(attributes.tensor_type(tensor) for tensor in operations[proto.name].outputs)
             types |= {Ref(proto.name, index): kind for index, kind in enumerate(outputs)}
             attrs = attributes.attributes_of(proto.attr)
+            if proto.op == "Const":
+                attrs |= attributes.numbers_of(proto.attr["value"].tensor)
             stateful = _defined(proto.op).stateful
             nodes.append(Node(proto.name, proto.op, *reader.inputs(proto), attrs, outputs, stateful))
         inner = [self.named_after(node, [types[ref] for ref in node.inputs], name) for node in _ordered(nodes)]

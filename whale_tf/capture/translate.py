@@ -199,11 +199,14 @@ class _Translation:
         proto = self.bodies.as_call(proto)
         call = self.trace.calls.get(proto.name, 0)
         scope = proto.attr["_whale_scope"].s.decode() if "_whale_scope" in proto.attr else ""
+        attrs = attributes.attributes_of(proto.attr)
+        if proto.op == "Const":
+            attrs |= attributes.numbers_of(proto.attr["value"].tensor)
         node = Node(
             proto.name,
             proto.op,
             tuple(inputs),
-            attrs=attributes.attributes_of(proto.attr),
+            attrs=attrs,
             outputs=tuple(attributes.tensor_type(tensor) for tensor in operation.outputs),
             stateful=operation.op_def.is_stateful,
             scope=scope,
