@@ -54,7 +54,7 @@ def data(examples: int = 8) -> tuple[Any, Any]:
 
 
 def test_a_gradient_that_is_rounding_is_named_and_all_else_agrees() -> None:
-    step, _ = attention(keras.optimizers.Adam(0.01))
+    step, _ = attention(keras.optimizers.Adam(0.01, name="adam"))
     found = step.verify(*data())
     assert found.largest > 0.01, "no rounding to explain"
     biases = {suspect.name for suspect in found.suspects if not suspect.name.startswith("adam/")}
