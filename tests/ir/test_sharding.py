@@ -12,14 +12,20 @@ from whale_tf.errors import InternalError
 from whale_tf.ir.sharding import (
     APART,
     BLANK,
+    COUNT,
+    LISTED,
     SUMS,
     WHOLE,
+    Carried,
+    Each,
     Extent,
     Owned,
     Partial,
+    Placed,
     Reduction,
     Split,
     State,
+    Turn,
     Value,
     parse_state,
 )
@@ -33,6 +39,12 @@ STATES: st.SearchStrategy[State] = st.one_of(
     st.builds(Partial, st.sampled_from(Reduction)),
     st.builds(Owned, st.integers(0, 99)),
     st.builds(Extent, st.integers(0, 9)),
+    st.builds(Each, st.booleans()),
+    st.builds(Turn, st.integers(-9, 9), st.booleans()),
+    st.just(COUNT),
+    st.just(LISTED),
+    st.builds(Carried, st.integers(0, 99), st.sampled_from(["sum", "nothing", "each", "turn", "count"])),
+    st.builds(Placed),
 )
 DEGREES = st.fractions(-3, 3, max_denominator=4)
 
@@ -50,6 +62,13 @@ DEGREES = st.fractions(-3, 3, max_denominator=4)
         (APART, "Apart"),
         (BLANK, "Blank"),
         (Extent(1), "Extent(1)"),
+        (LISTED, "Split(-1)"),
+        (Each(back=True), "Each(back)"),
+        (Turn(1), "Turn(1)"),
+        (Turn(0, back=True), "Turn(0, back)"),
+        (COUNT, "Count"),
+        (Carried(2, "sum"), "Carried(2, sum)"),
+        (Placed(), "Placed"),
     ],
 )
 def test_a_state_prints_as_one_would_write_it(state: State, text: str) -> None:

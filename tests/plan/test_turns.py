@@ -103,6 +103,30 @@ def test_a_branch_inside_a_turn_is_the_examples_own() -> None:
     assert state_of(lambda x: tf.map_fn(either, x)) == "Split(0)"
 
 
+def swapped(x: tf.Tensor) -> tf.Tensor:
+    """Where the turn's number is odd, what a part adds to is the other sum."""
+    return loop(x, lambda i, rows, sums: (sums[1] + tf.reduce_sum(rows.read(i)), sums[0]), (2.0, 0.0))[0]
+
+
+def lists_that_change_places(x: tf.Tensor) -> tf.Tensor:
+    count = tf.shape(x)[0]
+    lists = [tf.TensorArray(tf.float32, count, clear_after_read=False).unstack(each) for each in (x, 2.0 * x)]
+
+    def turn(i: tf.Tensor, first: Any, second: Any, total: tf.Tensor) -> Any:
+        return i + 1, second, first, total + first.read(i)
+
+    start = (0, *lists, tf.zeros(WIDTH))
+    return tf.while_loop(lambda i, first, second, total: i < count, turn, start)[3]
+
+
+def doubled(x: tf.Tensor) -> tf.Tensor:
+    """The first half of the list is not the first half of each part's."""
+    count = tf.shape(x)[0]
+    rows = tf.TensorArray(tf.float32, 2 * count).unstack(tf.repeat(x, 2, axis=0))
+    turn = lambda i, total: (i + 1, total + rows.read(i))  # noqa: E731
+    return tf.while_loop(lambda i, total: i < count, turn, (0, tf.zeros(WIDTH)))[1]
+
+
 RELATED: dict[str, Loop] = {
     "what a turn reads another has made": lambda x: tf.scan(lambda before, row: tf.tanh(before + row), x),
     "a product": lambda x: loop(x, lambda i, rows, total: total * rows.read(i), tf.ones(WIDTH)),
@@ -126,6 +150,9 @@ RELATED: dict[str, Loop] = {
     "the number of the row": lambda x: loop(
         x, lambda i, rows, total: total + rows.read(i) * tf.cast(i, tf.float32), tf.zeros(WIDTH)
     ),
+    "two sums that change places": swapped,
+    "two lists that change places": lists_that_change_places,
+    "a list with two elements for each example": doubled,
     "the last row": lambda x: loop(x, lambda i, rows, last: rows.read(i), tf.zeros(WIDTH)),
     "all rows": lambda x: tf.map_fn(lambda row: row * tf.reduce_max(x), x),
     "a draw": lambda x: tf.map_fn(lambda row: row * tf.random.uniform([]), x),

@@ -33,7 +33,7 @@ ROW_BY_ROW = frozenset(
 # Results have the rows of operand 0.
 OF_THE_FIRST = frozenset(
     {"BiasAdd", "Softmax", "LogSoftmax", "OneHot", "SparseSoftmaxCrossEntropyWithLogits",
-     "SoftmaxCrossEntropyWithLogits", "TopKV2", "InTopKV2", "L2Normalize"}
+     "SoftmaxCrossEntropyWithLogits", "InTopKV2"}
 )  # fmt: skip
 OVER_AXES = frozenset({"Sum", "Mean", "Max", "Min", "Prod", "All", "Any", "ArgMax", "ArgMin"})
 # Operands whose elements the results are, and nothing else.

@@ -16,7 +16,9 @@ are the examples, its body has, at each turn:
     Each             what belongs to the example of this turn
     Turn(k)          the number of the turn plus k, which each part counts from 0
     Count            how many examples a part has; as a condition, whether there are more of them
-    Running(op)      the reduction by `op` over the turns so far, which nothing reads: behind the loop a Partial
+    Carried(n, sum)  what turns add up at position n of what the loop carries, and nothing reads: behind it a Partial
+    Carried(n, each) a list at position n that each turn fills, or takes, at its example; of numbers of turns, `turn`
+    Placed           such a list of which only the element of this turn is set
 
 On the batch a value also has a *degree* k: a part with `share` of the examples holds share^k times what the state says.
 `Mean` of floats over the batch gives Partial(sum) of degree -1, since each part divides by its own number of examples.
@@ -173,16 +175,31 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
-    """What a loop whose turns are examples has reduced so far."""
+class Carried:
+    """What a loop whose turns are examples hands from turn to turn: each adds to it, or fills or takes its element.
 
-    op: Reduction = Reduction.SUM
+    Attributes:
+      at: its position among all that the loop carries, which it keeps.
+      holds: `sum`; or of a list what its elements are: `nothing` yet, what belongs to `each` example, the number of its
+        `turn`, or their `count`.
+    """
+
+    at: int
+    holds: str
 
     def __str__(self) -> str:
-        return f"Running({self.op})"
+        return f"Carried({self.at}, {self.holds})"
 
 
-State = Whole | Split | Partial | Owned | Apart | Blank | Extent | Each | Turn | Count | Running
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A list with an element for each example, of which only that of this turn is set."""
+
+    def __str__(self) -> str:
+        return "Placed"
+
+
+State = Whole | Split | Partial | Owned | Apart | Blank | Extent | Each | Turn | Count | Carried | Placed
 
 WHOLE, APART, BLANK, SUMS, COUNT = Whole(), Apart(), Blank(), Partial(Reduction.SUM), Count()
 LISTED = Split(-1)  # a list with an element for each example
@@ -234,7 +251,8 @@ _MADE: Mapping[str, Callable[..., State]] = {
     "Each": lambda back="": Each(_flag(back, "back")),
     "Turn": lambda plus, back="": Turn(int(plus), _flag(back, "back")),
     "Count": Count,
-    "Running": lambda op: Running(Reduction(op)),
+    "Carried": lambda at, holds: Carried(int(at), holds),
+    "Placed": Placed,
 }
 
 

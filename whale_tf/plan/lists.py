@@ -20,8 +20,8 @@ def list_of(operation: Operation) -> Answer:
         use = piece
     if cut is None:
         return Local((given.value,))
-    if cut.dim == 0 and cut.outer > 1:
-        return "a list whose elements are examples, several times over"
+    if cut.dim == 0 and given.kind.shape[0] != operation.batch:
+        return "a list of another number of elements than examples"
     if cut.dim == 0:  # the body of a loop may make anything of an element: it is given as it is
         return Local((Value(LISTED),), {0: use._replace(power=-given.value.degree)})
     return Local((Value(Split(cut.dim - 1, cut.outer), given.value.degree),), {0: use})

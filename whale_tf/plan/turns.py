@@ -21,10 +21,10 @@ from whale_tf.ir.sharding import (
     LISTED,
     SUMS,
     WHOLE,
+    Carried,
     Count,
     Each,
-    Reduction,
-    Running,
+    Placed,
     Split,
     State,
     Turn,
@@ -34,7 +34,6 @@ from whale_tf.ir.sharding import (
 from whale_tf.ir.sizes import Sizes
 from whale_tf.plan.local import AS_IS, FLOATS, INTEGERS, Answer, Given, Local, Operation, Use, piece_of
 
-TOTAL = Running(Reduction.SUM)
 READS = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape", "Assert"})
 _ADDED = frozenset({"Add", "AddV2", "AddN", "Sub"})
 
@@ -42,7 +41,7 @@ _ADDED = frozenset({"Add", "AddV2", "AddN", "Sub"})
 def of_turn(operation: Operation) -> Answer | None:
     """What an operation makes of the values of a turn; None where no operand is one."""
     states = [given.value.state for given in operation.inputs]
-    if not any(isinstance(state, Each | Turn | Count | Running) or state == LISTED for state in states):
+    if not any(isinstance(state, Each | Turn | Count | Carried | Placed) or state == LISTED for state in states):
         return None
     op = operation.node.op
     if functions_of(operation.node):
@@ -51,10 +50,10 @@ def of_turn(operation: Operation) -> Answer | None:
         found = _LISTS[op](operation, states)
     elif op == "Identity":
         return Local((operation.inputs[0].value,))
+    elif any(isinstance(state, Carried) for state in states):
+        found = _added(operation, states)
     elif any(isinstance(state, Turn | Count) for state in states):
         found = _counted(operation, states)
-    elif TOTAL in states:
-        found = _added(operation, states)
     else:
         return None if LISTED in states else _of_example(operation, states)
     return found or f"{op} relates the turns of a loop, which are examples, to each other"
@@ -64,39 +63,40 @@ def of_turn(operation: Operation) -> Answer | None:
 
 
 def _read(operation: Operation, states: Sequence[State]) -> Answer | None:
-    if states[0] != LISTED:
-        return _of_example(operation, states)
+    if states[0] != LISTED and not _holds(states[0], "each"):
+        return None if isinstance(states[0], Carried | Placed) else _of_example(operation, states)
     return Local((Value(Each(states[1].back)),)) if _is_turn(states[1]) else None
 
 
 def _written(operation: Operation, states: Sequence[State]) -> Answer | None:
     into, index, item = states
     if not _is_turn(index):
-        return None if into == LISTED else _of_example(operation, states)
-    fits = item == Each(index.back) or (item == WHOLE and operation.inputs[2].following == ())
-    return Local((Value(LISTED),)) if fits and into in (LISTED, BLANK) else None
+        return None if into == LISTED or isinstance(into, Carried | Placed) else _of_example(operation, states)
+    if item != Each(index.back) and (item != WHOLE or operation.inputs[2].following != ()):
+        return None
+    if _holds(into, "each") or _holds(into, "nothing"):
+        return Local((Value(Carried(into.at, "each")),))
+    return Local((Value(Placed()),)) if into == BLANK else None
 
 
 def _pushed(operation: Operation, states: Sequence[State]) -> Answer | None:
     """The list is one that the loop carries, empty before it: it gets one element at each turn."""
     into, item = states
-    if isinstance(item, Turn | Count):
-        return Local((Value(item),)) if into in (LISTED, item) and item in (Turn(), COUNT) else None
-    if into != LISTED:
-        return _of_example(operation, states)
-    return Local((Value(LISTED),)) if item in (Each(), WHOLE) and operation.inputs[1].following == () else None
+    if not isinstance(into, Carried):
+        return None if into == LISTED or isinstance(item, Turn | Count | Carried) else _of_example(operation, states)
+    whole = item == WHOLE and operation.inputs[1].following == ()
+    holds = "each" if whole or item == Each() else _HELD.get(item)
+    fits = holds is not None and into.holds in ("nothing", holds)
+    return Local((Value(Carried(into.at, holds or "")),)) if fits else None
 
 
 def _popped(operation: Operation, states: Sequence[State]) -> Answer | None:
     """What the forward pushed at the turn of the same example."""
-    match states[0]:
-        case Split():
-            return Local((Value(LISTED), Value(Each(back=True))))
-        case Turn(plus):
-            return Local((Value(states[0]), Value(Turn(plus, back=True))))
-        case Count():
-            return Local((Value(COUNT), Value(COUNT)))
-    return _of_example(operation, states)
+    if not isinstance(states[0], Carried):
+        return None if states[0] == LISTED else _of_example(operation, states)
+    items: Mapping[str, State] = {"each": Each(back=True), "turn": Turn(back=True), "count": COUNT}
+    item = items.get(states[0].holds)
+    return None if item is None else Local((Value(states[0]), Value(item)))
 
 
 def _length(operation: Operation, states: Sequence[State]) -> Answer | None:
@@ -109,15 +109,15 @@ def _element_shape(operation: Operation, states: Sequence[State]) -> Answer | No
 
 
 def _reserved(operation: Operation, states: Sequence[State]) -> Answer | None:
-    return (
-        Local((Value(BLANK),)) if all(isinstance(state, Each | Count) or state == WHOLE for state in states) else None
-    )
+    blank = all(isinstance(state, Each | Count) or state == WHOLE for state in states)
+    return Local((Value(BLANK),)) if blank else None
 
 
 def _stacked(operation: Operation, states: Sequence[State]) -> Answer | None:
     return Local((Value(Split(0)),)) if states[0] == LISTED else _of_example(operation, states)
 
 
+_HELD: Mapping[State, str] = {Turn(): "turn", COUNT: "count", LISTED: "each", BLANK: "nothing"}
 _LISTS: Mapping[str, Callable[[Operation, Sequence[State]], Answer | None]] = {
     "TensorListGetItem": _read,
     "TensorListSetItem": _written,
@@ -130,6 +130,10 @@ _LISTS: Mapping[str, Callable[[Operation, Sequence[State]], Answer | None]] = {
     "TensorListStack": _stacked,
     "TensorListGather": lambda operation, states: None if LISTED in states else _of_example(operation, states),
 }
+
+
+def _holds(state: State, what: str) -> TypeGuard[Carried]:
+    return isinstance(state, Carried) and state.holds == what
 
 
 # Numbers
@@ -159,12 +163,18 @@ def _counted(operation: Operation, states: Sequence[State]) -> Answer | None:
 
 
 def _added(operation: Operation, states: Sequence[State]) -> Answer | None:
-    """What each turn adds, to a sum of all turns that nothing else is made of."""
-    others = [state for state in states if state != TOTAL]
-    whole = all(given.following == () for given in operation.inputs)
-    first = operation.node.op != "Sub" or states[0] == TOTAL
-    alike = all(isinstance(state, Each) or state == WHOLE for state in others) and len(states) - len(others) == 1
-    return Local((Value(TOTAL),)) if operation.node.op in _ADDED and alike and whole and first else None
+    """What each turn adds: to a sum of all turns that nothing else is made of, or its element to a list."""
+    carried = [state for state in states if isinstance(state, Carried)]
+    others = [state for state in states if not isinstance(state, Carried)]
+    if operation.node.op not in _ADDED or len(carried) != 1 or any(each.following != () for each in operation.inputs):
+        return None
+    if operation.node.op == "Sub" and states[0] != carried[0]:
+        return None
+    if carried[0].holds == "sum":
+        fits = all(isinstance(state, Each) or state == WHOLE for state in others)
+    else:
+        fits = carried[0].holds == "each" and all(state == Placed() for state in others)
+    return Local((Value(carried[0]),)) if fits else None
 
 
 def _of_example(operation: Operation, states: Sequence[State]) -> Answer | None:
@@ -205,25 +215,23 @@ def _follows(bodies: Mapping[str, Sizes], name: str) -> bool:
 
 
 @dataclass
-class _Carried:
+class _Entering:
     """What a loop carries from turn to turn.
 
     Attributes:
-      kept: whether every turn passes it on as it is.
       value: what a turn is given.
-      listed: whether it is a list.
       use: what it is made into before the first turn.
+      kept: whether every turn hands it on as it is.
     """
 
-    kept: bool
     value: Value
-    listed: bool
     use: Use = AS_IS
+    kept: bool = False
 
-    def goes_on(self, result: Value) -> bool:
-        """Whether the next turn is given what this one was, as the next turn has it."""
-        counter = self.value == Value(Turn()) and not self.listed
-        return result == (Value(Turn(1)) if counter else self.value)
+    @property
+    def next(self) -> Value:
+        """What a turn has to hand on, for the next one to be given the same."""
+        return Value(Turn(1)) if self.value == Value(Turn()) and not self.kept else self.value
 
 
 def loop_over_examples(operation: Operation, condition: str, turn: str) -> Answer:
@@ -231,55 +239,57 @@ def loop_over_examples(operation: Operation, condition: str, turn: str) -> Answe
     body = operation.bodies.get(turn)
     if body is None:
         return "a function that cannot be looked into"
-    carried = [_start(given, _kept(body.graph, position)) for position, given in enumerate(operation.inputs)]
+    carried = [_start(given, position, _kept(body.graph, position)) for position, given in enumerate(operation.inputs)]
     if not _lists_in_turn(body.graph, [given.value.state for given in operation.inputs]):
         return "a loop over examples that puts several elements at once into a list"
-    for _ in range(3):
+    for _ in range(2):
         results = operation.inside(turn, [each.value for each in carried])
         if isinstance(results, str):
             return results
-        again = False
         for each, result in zip(carried, results, strict=True):
-            if each.value == Value(LISTED) and isinstance(result.state, Turn | Count):
-                each.value, again = result, True
-            elif not each.goes_on(result):
-                return "a loop over examples in which a turn takes what another one has made"
-        if not again:
-            break
+            if _holds(each.value.state, "nothing") and isinstance(result.state, Carried):
+                each.value = result if result.state.at == each.value.state.at else each.value
+    if any(each.next != result for each, result in zip(carried, results, strict=True)):
+        return "a loop over examples in which a turn takes what another one has made"
     ends = operation.inside(condition, [each.value for each in carried])
     if isinstance(ends, str):
         return ends
     if ends != (Value(COUNT),):
         return "a loop over examples that ends by something else than their number"
     uses = {position: each.use for position, each in enumerate(carried) if each.use != AS_IS}
-    return Local(
-        tuple(_behind(each.value, kind.dtype) for each, kind in zip(carried, operation.node.outputs, strict=True)), uses
-    )
+    return Local(tuple(_behind(each.value) for each in carried), uses)
 
 
-def _behind(value: Value, dtype: str) -> Value:
-    if dtype != "variant" and isinstance(value.state, Turn):
-        return Value(COUNT)
-    return Value(SUMS) if value.state == TOTAL else value
+_BEHIND: Mapping[str, State] = {"sum": SUMS, **{holds: state for state, holds in _HELD.items()}}
 
 
-def _start(given: Given, kept: bool) -> _Carried:
+def _behind(value: Value) -> Value:
+    """What it is when the loop has ended."""
+    if isinstance(value.state, Carried):
+        return Value(_BEHIND[value.state.holds])
+    return Value(COUNT) if value == Value(Turn()) else value
+
+
+def _start(given: Given, position: int, kept: bool) -> _Entering:
     """What the first turn is given."""
     value, listed, use = given.value, given.kind.dtype == "variant", AS_IS
     if value == Value(WHOLE) and given.counts:
-        value, use = Value(COUNT), Use(sized=True)
-    elif kept and value == Value(WHOLE) and given.following and len(given.following) == 1:
+        return _Entering(Value(COUNT), Use(sized=True))
+    if kept and value == Value(WHOLE) and given.following and len(given.following) == 1:
         split = Split(given.following[0])
         piece = piece_of(given, split)
-        value, use = (value, use) if piece is None else (Value(split), piece)
-    elif not kept and listed and value.state == BLANK:
-        value = Value(LISTED)
-    elif not kept and given.kind.dtype in INTEGERS and _is_zero(given) and given.kind.shape == ():
-        value = Value(Turn())
-    elif not kept and given.kind.dtype in FLOATS and given.following == () and value.state in (WHOLE, SUMS, BLANK):
+        return _Entering(value, kept=True) if piece is None else _Entering(Value(split), piece, kept=True)
+    if kept:
+        return _Entering(value, kept=True)
+    if listed and value.state in _HELD:
+        return _Entering(Value(Carried(position, _HELD[value.state])))
+    if given.kind.dtype in INTEGERS and _is_zero(given) and given.kind.shape == ():
+        return _Entering(Value(Turn()))
+    if given.kind.dtype in FLOATS and given.following == () and value.state in (WHOLE, SUMS, BLANK):
         added = value.state == WHOLE and not _is_zero(given)  # once to the sum: a share of it to each part's
-        value, use = Value(TOTAL), Use(power=added - value.degree)
-    return _Carried(kept, value, listed, use)
+        use = Use(power=added - value.degree)
+        value = Value(Carried(position, "sum"))
+    return _Entering(value, use)
 
 
 def _is_zero(given: Given) -> bool:
