@@ -7,10 +7,13 @@
 #include "kernels/communicator/world.h"
 #include "tensorflow/core/framework/cancellation.h"
 #include "tensorflow/core/framework/device_base.h"
+#include "tensorflow/core/platform/env.h"
 #include "tensorflow/core/platform/threadpool.h"
 
 namespace whale {
 namespace {
+
+constexpr int64_t kMicrosUntilTheCauseIsTold = 200'000;
 
 using tensorflow::CancellationManager;
 using tensorflow::OpKernelContext;
@@ -91,6 +94,16 @@ Execute OnThreadsOf(OpKernelContext* context) {
   // TensorFlow's threads for CPU devices belong to the process: they are there as long as worlds are.
   tensorflow::thread::ThreadPool* pool = workers->workers;
   return [pool](std::function<void()> closure) { pool->Schedule(std::move(closure)); };
+}
+
+// Ends a call whose step was cancelled. TensorFlow tells of the error that comes first, and what failed in a function
+// takes a moment to leave it.
+void EndCancelled(OpKernelContext* context, absl::Status status, tensorflow::AsyncOpKernel::DoneCallback done) {
+  auto end = [context, status = std::move(status), done = std::move(done)] {
+    context->SetStatus(status);
+    done();
+  };
+  tensorflow::Env::Default()->SchedClosureAfter(kMicrosUntilTheCauseIsTold, std::move(end));
 }
 
 }  // namespace
@@ -183,15 +196,19 @@ void CallKernel::ComputeAsync(OpKernelContext* context, DoneCallback done) {
   call.tensors = TensorsOf(context);
 
   auto cancellation = std::make_shared<Cancellation>(communicator, call, context->cancellation_manager());
-  OP_REQUIRES_ASYNC(context, Cancellation::Register(cancellation),
-                    absl::CancelledError("'" + name() + "' was not started: its step is cancelled"), done);
+  if (!Cancellation::Register(cancellation)) {
+    EndCancelled(context, absl::CancelledError("'" + name() + "' was not started: its step is cancelled"), done);
+    return;
+  }
   const bool between_processes = place.world == kProcesses;
   auto finish = [context, done, cancellation, between_processes](const Status& status) {
     cancellation->Finish();
-    if (!status.ok()) {
-      if (between_processes) KeepForEver(context);
-      context->SetStatus(ToTensorFlow(status));
+    if (!status.ok() && between_processes) KeepForEver(context);
+    if (status.code() == Code::kCancelled) {
+      EndCancelled(context, ToTensorFlow(status), done);
+      return;
     }
+    if (!status.ok()) context->SetStatus(ToTensorFlow(status));
     done();
   };
   const absl::Status started = Start(context, communicator, call, std::move(finish));
