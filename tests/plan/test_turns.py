@@ -127,6 +127,22 @@ def doubled(x: tf.Tensor) -> tf.Tensor:
     return tf.while_loop(lambda i, total: i < count, turn, (0, tf.zeros(WIDTH)))[1]
 
 
+def list_in_a_list(x: tf.Tensor) -> tf.Tensor:
+    """Of a list of all rows each part has another one: it is no row's own."""
+    rows = tf.raw_ops.TensorListFromTensor(tensor=x, element_shape=tf.constant([WIDTH]))
+    kept = tf.raw_ops.EmptyTensorList(
+        element_shape=tf.constant([], tf.int32), max_num_elements=-1, element_dtype=tf.variant
+    )
+
+    def turn(i: tf.Tensor, lists: tf.Tensor, total: tf.Tensor) -> Any:
+        row = tf.raw_ops.TensorListGetItem(
+            input_handle=rows, index=i, element_shape=tf.constant([WIDTH]), element_dtype=tf.float32
+        )
+        return i + 1, tf.raw_ops.TensorListPushBack(input_handle=lists, tensor=rows), total + row
+
+    return tf.while_loop(lambda i, lists, total: i < tf.shape(x)[0], turn, (0, kept, tf.zeros(WIDTH)))[2]
+
+
 RELATED: dict[str, Loop] = {
     "what a turn reads another has made": lambda x: tf.scan(lambda before, row: tf.tanh(before + row), x),
     "a product": lambda x: loop(x, lambda i, rows, total: total * rows.read(i), tf.ones(WIDTH)),
@@ -152,6 +168,7 @@ RELATED: dict[str, Loop] = {
     ),
     "two sums that change places": swapped,
     "two lists that change places": lists_that_change_places,
+    "a list of all rows in a list": list_in_a_list,
     "a list with two elements for each example": doubled,
     "the last row": lambda x: loop(x, lambda i, rows, last: rows.read(i), tf.zeros(WIDTH)),
     "all rows": lambda x: tf.map_fn(lambda row: row * tf.reduce_max(x), x),

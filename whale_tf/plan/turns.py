@@ -85,7 +85,7 @@ def _pushed(operation: Operation, states: Sequence[State]) -> Answer | None:
     if not isinstance(into, Carried):
         return None if into == LISTED or isinstance(item, Turn | Count | Carried) else _of_example(operation, states)
     whole = item == WHOLE and operation.inputs[1].following == ()
-    holds = "each" if whole or item == Each() else _HELD.get(item)
+    holds = "each" if whole or item == Each() else _NUMBERS.get(item)
     fits = holds is not None and into.holds in ("nothing", holds)
     return Local((Value(Carried(into.at, holds or "")),)) if fits else None
 
@@ -117,7 +117,8 @@ def _stacked(operation: Operation, states: Sequence[State]) -> Answer | None:
     return Local((Value(Split(0)),)) if states[0] == LISTED else _of_example(operation, states)
 
 
-_HELD: Mapping[State, str] = {Turn(): "turn", COUNT: "count", LISTED: "each", BLANK: "nothing"}
+_NUMBERS: Mapping[State, str] = {Turn(): "turn", COUNT: "count"}
+_HELD: Mapping[State, str] = {**_NUMBERS, LISTED: "each", BLANK: "nothing"}
 _LISTS: Mapping[str, Callable[[Operation, Sequence[State]], Answer | None]] = {
     "TensorListGetItem": _read,
     "TensorListSetItem": _written,
