@@ -9,7 +9,7 @@ from whale_tf.ir.graph import Node, Ref
 from whale_tf.ir.sharding import BLANK, SUMS, WHOLE, Split, Value
 from whale_tf.ir.sizes import Sizes, uniform
 from whale_tf.plan.answers import RANDOM, answer_of, operation_of
-from whale_tf.plan.local import AS_IS, Local, Use
+from whale_tf.plan.local import AS_IS, Inside, Local, Use
 
 FUSED = frozenset({"FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3"})
 PASSED = frozenset({"Identity", "TensorListSetItem", "TensorListPushBack", "TensorListPopBack", "TensorListResize"})
@@ -24,6 +24,23 @@ class Body:
 
     results: tuple[Value, ...]
     uses: Mapping[tuple[str, int], Use]
+
+
+def inside_of(sizes: Sizes, bodies: dict[str, Mapping[tuple[str, int], Use]]) -> Inside:
+    """What gives the results of the functions that nodes of a graph call.
+
+    Args:
+      bodies: the uses inside those functions; added to.
+    """
+
+    def inside(name: str, given: Sequence[Value], wanted: Sequence[Value] | None = None) -> tuple[Value, ...] | str:
+        found = derive_body(sizes.bodies.get(name), given, bodies, wanted)
+        if isinstance(found, str):
+            return found
+        bodies[name] = found.uses
+        return found.results
+
+    return inside
 
 
 def derive_body(
@@ -43,13 +60,7 @@ def derive_body(
     values: dict[Ref, Value] = {}
     uses: dict[tuple[str, int], Use] = {}
 
-    def inside(name: str, given: Sequence[Value], wanted: Sequence[Value] | None = None) -> tuple[Value, ...] | str:
-        found = derive_body(sizes.bodies.get(name), given, bodies, wanted)
-        if isinstance(found, str):
-            return found
-        bodies[name] = found.uses
-        return found.results
-
+    inside = inside_of(sizes, bodies)
     for node in sizes.graph:
         if node.op == "Argument":
             values[Ref(node.name)] = arguments[node.attrs["index"]]

@@ -23,7 +23,7 @@ from whale_tf.ir.graph import Graph, Node, Ref
 from whale_tf.ir.sharding import APART, BLANK, COUNT, SUMS, WHOLE, Apart, Partial, Split, State, Value
 from whale_tf.ir.sizes import Sizes
 from whale_tf.plan.answers import RANDOM, answer_of, asserts, operation_of
-from whale_tf.plan.bodies import FUSED, derive_body, grows
+from whale_tf.plan.bodies import FUSED, grows, inside_of
 from whale_tf.plan.local import AS_IS, FLOATS, INTEGERS, Local, Operation, Use
 from whale_tf.plan.own import own
 from whale_tf.plan.resources import written_resource, written_resources
@@ -139,6 +139,7 @@ class _Derivation:
         self.graph: Graph = self.sizes.graph
         self.written = written_resources(self.graph)
         self.turns: dict[str, int] = {}
+        self.inside = inside_of(self.sizes, self.bodies)
         roots = [node.name for node in self.graph if node.op == "Gradient" and node.attrs["variable"]]
         self.needed = frozenset(self.graph.ancestors(roots))
         first = [ref.node for ref in self.choices.prologue]
@@ -307,16 +308,7 @@ class _Derivation:
         return answer_of(operation)
 
     def _operation(self, node: Node, values: Sequence[Value]) -> Operation:
-        return operation_of(self.sizes, node, values, node.name in self.needed, self._inside)
-
-    def _inside(
-        self, name: str, arguments: Sequence[Value], wanted: Sequence[Value] | None = None
-    ) -> tuple[Value, ...] | str:
-        found = derive_body(self.sizes.bodies.get(name), arguments, self.bodies, wanted)
-        if isinstance(found, str):
-            return found
-        self.bodies[name] = found.uses
-        return found.results
+        return operation_of(self.sizes, node, values, node.name in self.needed, self.inside)
 
     def _numbers_examples(self, node: Node) -> bool:
         """Whether an operand that says no shape is a whole number that follows the size of the batch."""
