@@ -30,13 +30,10 @@ from tensorflow.python.framework import (
 
 from whale_tf.capture import attributes
 from whale_tf.capture.library import Library, become_call
-from whale_tf.ir.functions import with_functions
+from whale_tf.ir.functions import BRANCHES, CALLS, LOOPS, with_functions
 from whale_tf.ir.graph import Graph, Node, Ref, Shape, TensorType
 from whale_tf.ir.names import Names
 
-CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
-BRANCHES = frozenset({"If", "StatelessIf", "Case", "StatelessCase"})
-LOOPS = frozenset({"While", "StatelessWhile"})
 SHAPELESS = frozenset({"resource", "variant"})
 # Name other functions, or say only where a function was made.
 DROPPED = frozenset({"_construction_context", "forward_function_name", "backward_function_name", "api_implements"})

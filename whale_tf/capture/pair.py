@@ -11,13 +11,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from whale_tf.capture.fold import fold
-from whale_tf.ir.functions import functions_of
+from whale_tf.ir.functions import CALLS, functions_of
 from whale_tf.ir.graph import Function, Graph, Node, Ref, Shape
 from whale_tf.ir.sizes import Array, Shapes, Sizes
 
 Bodies = Mapping[str, Graph]
 Known = Mapping[Ref, Array]
-CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 OF_A_TRACE = frozenset({"token", "seed", "seed2"})  # TensorFlow numbers them anew in each trace
 
 

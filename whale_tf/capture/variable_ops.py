@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
 
-from whale_tf.ir.functions import NOT_INLINED, called, functions_of
+from whale_tf.ir.functions import BRANCHES, CALLING, NOT_INLINED, called, functions_of
 from whale_tf.ir.graph import DType, Function, Graph, Node, Opaque, Ref, Shape, TensorType
 from whale_tf.ir.names import Names
 
@@ -23,8 +23,6 @@ from whale_tf.ir.names import Names
 # (resource_handle.h).
 ANONYMOUS = b"cd2c89b7-88b7-44c8-ad83-06c2a9158347"
 READS = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape", "VarIsInitializedOp"})
-BRANCHES = frozenset({"If", "StatelessIf", "Case", "StatelessCase"})
-CALLS = BRANCHES | {"PartitionedCall", "StatefulPartitionedCall", "While", "StatelessWhile"}
 LEAVES_THE_STEP = frozenset(
     {"PrintV2", "Print", "Assert", "PyFunc", "EagerPyFunc", "WriteSummary", "WriteScalarSummary"}
 )
@@ -215,7 +213,7 @@ def _writes(node: Node, positions: Sequence[int], calls: Mapping[str, Graph]) ->
     """Whether the operation may write the variable at these inputs."""
     if node.op in READS:
         return False
-    if node.op not in CALLS:
+    if node.op not in CALLING:
         return True
     shift = 1 if node.op in BRANCHES else 0
     return any(_body_writes(calls, name, at - shift) for name in functions_of(node).values() for at in positions)

@@ -8,6 +8,10 @@ from typing import Any
 
 from whale_tf.ir.graph import Function, Graph, Node
 
+CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
+BRANCHES = frozenset({"If", "StatelessIf", "Case", "StatelessCase"})
+LOOPS = frozenset({"While", "StatelessWhile"})
+CALLING = CALLS | BRANCHES | LOOPS
 # What keeps Grappler from inlining a function, and from copying and optimizing it for every call.
 NOT_INLINED: Mapping[str, Any] = MappingProxyType({"_noinline": True, "_nospecialize": True})
 

@@ -18,6 +18,7 @@ import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2, function_pb2, node_def_pb2, types_pb2
 from tensorflow.python.framework import kernels, op_def_registry  # private; tried with 2.21
 
+from whale_tf.ir.functions import CALLING
 from whale_tf.plan.answers import RANDOM
 
 WIDER: Mapping[int, int] = {
@@ -28,12 +29,6 @@ WIDER: Mapping[int, int] = {
 }
 BY_WIDTH = frozenset({"Bitcast", "DecodeRaw", "DecodePaddedRaw", "ParseTensor", "SerializeTensor"})
 PYTHON = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
-CALLS = frozenset(
-    {
-        "PartitionedCall", "StatefulPartitionedCall", "If", "StatelessIf", "Case", "StatelessCase", "While",
-        "StatelessWhile",
-    }
-)  # fmt: skip
 
 
 class Widened(NamedTuple):
@@ -74,7 +69,7 @@ def rename(functions: Sequence[function_pb2.FunctionDef], suffix: str) -> tuple[
 
 
 def _called(node: node_def_pb2.NodeDef) -> Iterator[attr_value_pb2.NameAttrList]:
-    for attr in node.attr.values() if node.op in CALLS else ():
+    for attr in node.attr.values() if node.op in CALLING else ():
         if attr.WhichOneof("value") == "func":
             yield attr.func
         elif attr.WhichOneof("value") == "list":
@@ -154,7 +149,9 @@ class _Widening:
 def _can_be_wide(node: node_def_pb2.NodeDef, types: Mapping[str, set[int]]) -> bool:
     if node.op in RANDOM | BY_WIDTH | PYTHON:
         return False
-    if node.op not in CALLS and (_uses_resource(node.op) or any(attr.HasField("func") for attr in node.attr.values())):
+    if node.op not in CALLING and (
+        _uses_resource(node.op) or any(attr.HasField("func") for attr in node.attr.values())
+    ):
         return False
     for attr in op_def_registry.get(node.op).attr:
         allowed = set(attr.allowed_values.list.type)
