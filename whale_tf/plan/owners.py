@@ -39,7 +39,7 @@ def assign_owners(
     stage = owning_stages(graph, roles, stage_of)
     size = dict.fromkeys(stage, 0)
     for node in graph:
-        if node.name in roles.markers and variable_of(node):
+        if node.name in roles.markers:
             size[variable_of(node)] = max(size[variable_of(node)], tensor_bytes(node.outputs[0]))
     owned: dict[tuple[int, int], int] = {}
     owner: dict[str, tuple[int, ...]] = {}
@@ -55,7 +55,7 @@ def owning_stages(graph: Graph, roles: Roles, stage_of: Mapping[str, int]) -> di
     """For each trained variable the stage that owns it: the earliest that contributes to its gradient."""
     stage: dict[str, int] = {}
     for node in graph:
-        if node.name in roles.markers and variable_of(node):
+        if node.name in roles.markers:
             source = stage_of.get(node.inputs[0].node, 0)
             stage[variable_of(node)] = min(source, stage.get(variable_of(node), source))
     return stage
@@ -74,15 +74,10 @@ def place_update(
     """
     device: dict[str, tuple[int, ...]] = {}
     for node in graph:
-        if not roles.per_step(node.name) and node.name not in roles.markers:
-            continue
-        alone = node.stateful or (node.op in SUMMING and node.name not in roles.markers)
-        groups = range(1 if alone else len(layout.groups))
         if node.name in roles.markers:
-            source = stage_of.get(node.inputs[0].node, 0)
-            places = tuple(layout.device_of(layout.groups[group][0], source) for group in groups)
-            device[node.name] = owner.get(variable_of(node), places)
-        else:
+            device[node.name] = owner[variable_of(node)]
+        elif roles.per_step(node.name):
+            groups = range(1 if node.stateful or node.op in SUMMING else len(layout.groups))
             device[node.name] = tuple(_largest(graph, node, device, stage_of, layout, group) for group in groups)
     return device
 
