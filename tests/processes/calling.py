@@ -49,9 +49,10 @@ def helper(x: tf.Tensor, reduction: str) -> tf.Tensor:
 
 @tf.function
 def failing(x: tf.Tensor, divisor: tf.Tensor) -> tf.Tensor:
-    with tf.control_dependencies([x]):
-        checked = tf.debugging.check_numerics(x / divisor, "divided by zero")
-    return ops.all_reduce(x) + checked
+    """Its collective can begin at once; what may fail beside it comes after many turns of a loop."""
+    last = tf.while_loop(lambda y: y < 10.0 * ROUNDS, lambda y: (y + 1.0,), (x,))[0]
+    checked = tf.debugging.check_numerics(last / divisor, "divided by zero")
+    return ops.all_reduce(x) + checked / last - 1.0
 
 
 @tf.function
@@ -155,10 +156,18 @@ def late(rank: int, size: int) -> None:
 
 
 def failed(rank: int, size: int) -> None:
-    """An operation of rank 0 fails beside its collective; another function goes on, and the same one runs again."""
+    """An operation of rank 0 fails beside its collective, for which the others come later; another function goes on."""
     one, zero = tf.constant(1.0), tf.constant(0.0)
-    divisor = zero if rank == 0 else one
-    counts, result = in_threads(lambda: wrong(largest, rank, size - 1.0), lambda: said(lambda: failing(one, divisor)))
+
+    def fails() -> str:
+        if rank == 0:
+            result = said(lambda: failing(one, zero))
+            ops.barrier(label="failed")
+            return result
+        ops.barrier(label="failed")
+        return said(lambda: failing(one, one))
+
+    counts, result = in_threads(lambda: wrong(largest, rank, size - 1.0), fails)
     print(f"wrong: {counts}", flush=True)
     print(result, flush=True)
     print(said(lambda: failing(one, one)), flush=True)
