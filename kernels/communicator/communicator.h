@@ -30,12 +30,18 @@ namespace whale {
 using Done = std::function<void(const Status&)>;
 
 // One tensor of a list. Sizes count elements. `in` may equal `out` where both have the same size (AllReduce, AllToAll,
-// Broadcast, all of them among one rank); otherwise they must not overlap.
+// Broadcast, all others but AllGather among one rank); otherwise they must not overlap.
 struct Piece {
   const void* in;
   void* out;
   int64_t count;
 };
+
+// How many rows each rank has of each tensor of a list: by place, then by tensor. A row is `count` elements.
+using Rows = std::vector<std::vector<int64_t>>;
+
+// Makes the outputs of a list, once it is known how many rows all ranks bring. A status that is not ok ends the call.
+using MakeOutputs = std::function<Status(const Rows&, std::vector<void*>* outputs)>;
 
 // Which call it is. Calls with the same label and ranks meet, whatever the order in which each rank makes its calls:
 // step by step, iteration by iteration, and within these in their order. While a rank's call is under way, it may make
@@ -45,7 +51,9 @@ struct Call {
   std::vector<int> ranks;  // who takes part, in the order of the result; not looked at for messages
   int64_t step = 0;        // TensorFlow's number of what the call is made in: this process's own
   uint64_t iteration = 0;  // of the loops around the call: the same on all ranks
-  std::string tensors = {};  // types and shapes, as in "float32 [2,3], [5]"; where left out, the counts stand for shapes
+  // Types and shapes that all ranks must bring alike, as in "float32 [2,3], [5]", and "float32 [?,3], [?]" for an
+  // all-gather; where left out, the counts stand for shapes.
+  std::string tensors = {};
   bool detached = false;   // of a send that its step does not wait for: the next may follow at once
 };
 
@@ -66,11 +74,14 @@ class Communicator {
   // of floats only.
   virtual void AllReduce(const Call& call, DataType type, Reduction reduction, double scale,
                          std::vector<Piece> pieces, Done done) = 0;
-  // in has ranks.size() * count elements; the rank at place k of `ranks` gets the k-th part of the reduction.
+  // The rank at place k of `ranks` gets the k-th part of the reduction, as many rows as `rows` says, the same on every
+  // rank; one row each where it is empty. in has the rows of all.
   virtual void ReduceScatter(const Call& call, DataType type, Reduction reduction, double scale,
-                             std::vector<Piece> pieces, Done done) = 0;
-  // out has ranks.size() * count elements: the ranks' in, one after another.
-  virtual void AllGather(const Call& call, DataType type, std::vector<Piece> pieces, Done done) = 0;
+                             std::vector<Piece> pieces, Rows rows, Done done) = 0;
+  // in has as many rows as `rows`, this rank's own, says; out comes from `make_outputs` and gets the ranks' in, one after
+  // another.
+  virtual void AllGather(const Call& call, DataType type, std::vector<Piece> pieces, std::vector<int64_t> rows,
+                         MakeOutputs make_outputs, Done done) = 0;
   // in and out have ranks.size() * count elements: part k goes to the rank at place k.
   virtual void AllToAll(const Call& call, DataType type, std::vector<Piece> pieces, Done done) = 0;
   // out = in of the rank at place `root`; in of the others is not looked at and may be null.

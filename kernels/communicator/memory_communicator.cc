@@ -20,11 +20,14 @@ class MemoryCommunicator : public Communicator {
     Join({call, Collective::kAllReduce, {type, reduction, scale}, 0, std::move(pieces)}, std::move(done));
   }
   void ReduceScatter(const Call& call, DataType type, Reduction reduction, double scale, std::vector<Piece> pieces,
-                     Done done) override {
-    Join({call, Collective::kReduceScatter, {type, reduction, scale}, 0, std::move(pieces)}, std::move(done));
+                     Rows rows, Done done) override {
+    Join({call, Collective::kReduceScatter, {type, reduction, scale}, 0, std::move(pieces), std::move(rows)},
+         std::move(done));
   }
-  void AllGather(const Call& call, DataType type, std::vector<Piece> pieces, Done done) override {
-    Join({call, Collective::kAllGather, {type}, 0, std::move(pieces)}, std::move(done));
+  void AllGather(const Call& call, DataType type, std::vector<Piece> pieces, std::vector<int64_t> rows,
+                 MakeOutputs make_outputs, Done done) override {
+    Join({call, Collective::kAllGather, {type}, 0, std::move(pieces), {std::move(rows)}, std::move(make_outputs)},
+         std::move(done));
   }
   void AllToAll(const Call& call, DataType type, std::vector<Piece> pieces, Done done) override {
     Join({call, Collective::kAllToAll, {type}, 0, std::move(pieces)}, std::move(done));

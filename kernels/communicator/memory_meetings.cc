@@ -32,6 +32,17 @@ struct Parts {
   }
 };
 
+// Tells all ranks of an all-gather how many rows each of them brings.
+Status TakeRowsOfAll(Calls* calls) {
+  Rows rows;
+  for (const CollectiveCall& call : *calls) rows.push_back(call.rows[0]);
+  Status status;
+  for (CollectiveCall& call : *calls) {
+    if (status.ok()) status = TakeRows(rows, &call);
+  }
+  return status;
+}
+
 int64_t BytesOf(const Header& header) {
   return std::accumulate(header.shape.begin(), header.shape.end(), static_cast<int64_t>(SizeOf(header.type)),
                          std::multiplies<int64_t>());
@@ -115,6 +126,10 @@ void MemoryMeetings::Hold(std::shared_ptr<Meeting> meeting) {
   if (!differences.empty()) {
     return End(meeting.get(), Status(Code::kInvalidArgument, Title(first) + ": the calls of " + NamesOf(ranks) +
                                                                  " do not fit together: " + differences + "."));
+  }
+  if (first.collective == Collective::kAllGather) {
+    const Status status = TakeRowsOfAll(&meeting->calls);
+    if (!status.ok()) return End(meeting.get(), status);
   }
   RunParts(
       WorkElements(meeting->calls), BytesPerElement(meeting->calls),

@@ -21,17 +21,23 @@ void Copy(char* to, const char* from, int64_t bytes) {
   if (to != from) std::memcpy(to, from, bytes);
 }
 
-// A block: `count` elements of one piece, from `begin` on.
+// A block: `count` elements of one piece, from `begin` on, which in an all-gather or reduce-scatter is counted within the
+// part of the rank at `place`.
 struct Block {
   size_t piece;
+  size_t place;
+  int64_t part_begin;  // of this part in a buffer of all parts
   int64_t begin;
   int64_t count;
   int64_t piece_count;
   int64_t element_bytes;
 
   int64_t bytes() const { return count * element_bytes; }
-  // Where the block of part `part` lies in a buffer of several parts.
-  int64_t offset(size_t part = 0) const { return (static_cast<int64_t>(part) * piece_count + begin) * element_bytes; }
+  int64_t offset() const { return begin * element_bytes; }
+  // Where the block lies in a buffer of all parts.
+  int64_t offset_in_all() const { return (part_begin + begin) * element_bytes; }
+  // The same of the equal parts of an all-to-all, of which a block has as much each.
+  int64_t offset_in(size_t part) const { return (static_cast<int64_t>(part) * piece_count + begin) * element_bytes; }
 };
 
 void AllReduceBlock(const Calls& calls, const Block& block, std::vector<const void*>* inputs) {
@@ -46,30 +52,26 @@ void AllReduceBlock(const Calls& calls, const Block& block, std::vector<const vo
 }
 
 void ReduceScatterBlock(const Calls& calls, const Block& block, std::vector<const void*>* inputs) {
-  for (size_t part = 0; part < calls.size(); ++part) {
-    for (size_t place = 0; place < calls.size(); ++place) {
-      (*inputs)[place] = In(calls[place], block.piece, block.offset(part));
-    }
-    Reduce(calls[0].arithmetic, *inputs, block.count, Out(calls[part], block.piece, block.offset()));
+  for (size_t place = 0; place < calls.size(); ++place) {
+    (*inputs)[place] = In(calls[place], block.piece, block.offset_in_all());
   }
+  Reduce(calls[0].arithmetic, *inputs, block.count, Out(calls[block.place], block.piece, block.offset()));
 }
 
 void AllGatherBlock(const Calls& calls, const Block& block) {
-  for (size_t from = 0; from < calls.size(); ++from) {
-    const char* in = In(calls[from], block.piece, block.offset());
-    for (const CollectiveCall& to : calls) Copy(Out(to, block.piece, block.offset(from)), in, block.bytes());
-  }
+  const char* in = In(calls[block.place], block.piece, block.offset());
+  for (const CollectiveCall& to : calls) Copy(Out(to, block.piece, block.offset_in_all()), in, block.bytes());
 }
 
 // Two ranks swap: both blocks are read before either is written, since each may be replaced in place by the other.
 void AllToAllBlock(const Calls& calls, const Block& block) {
   char kept[kBlockBytes];
   for (size_t a = 0; a < calls.size(); ++a) {
-    Copy(Out(calls[a], block.piece, block.offset(a)), In(calls[a], block.piece, block.offset(a)), block.bytes());
+    Copy(Out(calls[a], block.piece, block.offset_in(a)), In(calls[a], block.piece, block.offset_in(a)), block.bytes());
     for (size_t b = a + 1; b < calls.size(); ++b) {
-      std::memcpy(kept, In(calls[a], block.piece, block.offset(b)), block.bytes());
-      Copy(Out(calls[a], block.piece, block.offset(b)), In(calls[b], block.piece, block.offset(a)), block.bytes());
-      Copy(Out(calls[b], block.piece, block.offset(a)), kept, block.bytes());
+      std::memcpy(kept, In(calls[a], block.piece, block.offset_in(b)), block.bytes());
+      Copy(Out(calls[a], block.piece, block.offset_in(b)), In(calls[b], block.piece, block.offset_in(a)), block.bytes());
+      Copy(Out(calls[b], block.piece, block.offset_in(a)), kept, block.bytes());
     }
   }
 }
@@ -96,34 +98,47 @@ void DoBlock(const Calls& calls, const Block& block, std::vector<const void*>* i
   }
 }
 
+bool HasParts(const CollectiveCall& call) {
+  return call.collective == Collective::kReduceScatter || call.collective == Collective::kAllGather;
+}
+
 }  // namespace
 
 int64_t WorkElements(const Calls& calls) {
   int64_t elements = 0;
-  for (const Piece& piece : calls[0].pieces) elements += piece.count;
+  const size_t parts = HasParts(calls[0]) ? calls.size() : 1;
+  for (size_t piece = 0; piece < calls[0].pieces.size(); ++piece) {
+    for (size_t part = 0; part < parts; ++part) {
+      elements += RowsOf(calls[0], part, piece) * calls[0].pieces[piece].count;
+    }
+  }
   return elements;
 }
 
 int64_t BytesPerElement(const Calls& calls) {
   const int64_t ranks = static_cast<int64_t>(calls.size());
-  const bool among_all = calls[0].collective == Collective::kReduceScatter ||
-                         calls[0].collective == Collective::kAllGather ||
-                         calls[0].collective == Collective::kAllToAll;
+  const bool among_all = calls[0].collective == Collective::kAllToAll;
   return static_cast<int64_t>(SizeOf(calls[0].arithmetic.type)) * 2 * ranks * (among_all ? ranks : 1);
 }
 
 void DoWork(const Calls& calls, int64_t begin, int64_t end) {
   const int64_t element_bytes = static_cast<int64_t>(SizeOf(calls[0].arithmetic.type));
   const int64_t block_count = kBlockBytes / element_bytes;
+  const size_t parts = HasParts(calls[0]) ? calls.size() : 1;
   std::vector<const void*> inputs(calls.size());
-  int64_t piece_begin = 0;
-  for (size_t piece = 0; piece < calls[0].pieces.size() && piece_begin < end; ++piece) {
-    const int64_t count = calls[0].pieces[piece].count;
-    const int64_t stop = std::min(end - piece_begin, count);
-    for (int64_t at = std::max<int64_t>(begin - piece_begin, 0); at < stop; at += block_count) {
-      DoBlock(calls, {piece, at, std::min(block_count, stop - at), count, element_bytes}, &inputs);
+  int64_t done = 0;  // the elements before the part
+  for (size_t piece = 0; piece < calls[0].pieces.size() && done < end; ++piece) {
+    const int64_t piece_count = calls[0].pieces[piece].count;
+    const int64_t piece_begin = done;
+    for (size_t part = 0; part < parts; ++part) {
+      const int64_t count = RowsOf(calls[0], part, piece) * piece_count;
+      const int64_t stop = std::min(end - done, count);
+      for (int64_t at = std::max<int64_t>(begin - done, 0); at < stop; at += block_count) {
+        const int64_t length = std::min(block_count, stop - at);
+        DoBlock(calls, {piece, part, done - piece_begin, at, length, piece_count, element_bytes}, &inputs);
+      }
+      done += count;
     }
-    piece_begin += count;
   }
 }
 

@@ -13,7 +13,7 @@ namespace whale {
 // The calls of all ranks, by place. They fit together.
 using Calls = std::vector<CollectiveCall>;
 
-// The work is cut along the flat list of the pieces' elements: this many.
+// The work is cut along the flat list of the pieces' elements, in all parts where ranks have parts: this many.
 int64_t WorkElements(const Calls& calls);
 
 // Bytes that are read or written for each of these elements.

@@ -59,13 +59,17 @@ void MessageCommunicator::AllReduce(const Call& call, DataType type, Reduction r
 }
 
 void MessageCommunicator::ReduceScatter(const Call& call, DataType type, Reduction reduction, double scale,
-                                        std::vector<Piece> pieces, Done done) {
-  Begin(MakeReduction, {call, Collective::kReduceScatter, {type, reduction, scale}, 0, std::move(pieces)},
+                                        std::vector<Piece> pieces, Rows rows, Done done) {
+  Begin(MakeReduction,
+        {call, Collective::kReduceScatter, {type, reduction, scale}, 0, std::move(pieces), std::move(rows)},
         std::move(done));
 }
 
-void MessageCommunicator::AllGather(const Call& call, DataType type, std::vector<Piece> pieces, Done done) {
-  Begin(MakeExchange, {call, Collective::kAllGather, {type}, 0, std::move(pieces)}, std::move(done));
+void MessageCommunicator::AllGather(const Call& call, DataType type, std::vector<Piece> pieces,
+                                    std::vector<int64_t> rows, MakeOutputs make_outputs, Done done) {
+  Begin(MakeExchange,
+        {call, Collective::kAllGather, {type}, 0, std::move(pieces), {std::move(rows)}, std::move(make_outputs)},
+        std::move(done));
 }
 
 void MessageCommunicator::AllToAll(const Call& call, DataType type, std::vector<Piece> pieces, Done done) {

@@ -43,8 +43,9 @@ class MessageCommunicator : public Communicator {
   void AllReduce(const Call& call, DataType type, Reduction reduction, double scale, std::vector<Piece> pieces,
                  Done done) override;
   void ReduceScatter(const Call& call, DataType type, Reduction reduction, double scale, std::vector<Piece> pieces,
-                     Done done) override;
-  void AllGather(const Call& call, DataType type, std::vector<Piece> pieces, Done done) override;
+                     Rows rows, Done done) override;
+  void AllGather(const Call& call, DataType type, std::vector<Piece> pieces, std::vector<int64_t> rows,
+                 MakeOutputs make_outputs, Done done) override;
   void AllToAll(const Call& call, DataType type, std::vector<Piece> pieces, Done done) override;
   void Broadcast(const Call& call, DataType type, int root, std::vector<Piece> pieces, Done done) override;
   void Barrier(const Call& call, Done done) override;

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstring>
 #include <set>
+#include <utility>
 
 namespace whale {
 namespace {
@@ -23,20 +24,35 @@ std::string Number(double value) {
   return text;
 }
 
-// Types and shapes of all tensors.
-std::string TensorsOf(const CollectiveCall& call) {
-  if (!call.call.tensors.empty() || call.pieces.empty()) return call.call.tensors;
-  std::string text = NameOf(call.arithmetic.type);
+// "3+2, 1+0": what each rank gets of each tensor of a reduce-scatter.
+std::string PartsOf(const CollectiveCall& call) {
+  std::string text;
   for (size_t i = 0; i < call.pieces.size(); ++i) {
-    text += (i == 0 ? " [" : ", [") + std::to_string(call.pieces[i].count) + "]";
+    for (size_t place = 0; place < call.rows.size(); ++place) {
+      text += (place > 0 ? "+" : i > 0 ? ", " : "") + std::to_string(call.rows[place][i]);
+    }
   }
   return text;
+}
+
+// Types and shapes of all tensors, and how they are cut.
+std::string TensorsOf(const CollectiveCall& call) {
+  std::string text = call.call.tensors;
+  if (text.empty() && !call.pieces.empty()) {
+    text = NameOf(call.arithmetic.type);
+    for (size_t i = 0; i < call.pieces.size(); ++i) {
+      text += (i == 0 ? " [" : ", [") + std::to_string(call.pieces[i].count) + "]";
+    }
+  }
+  const bool is_cut = call.collective == Collective::kReduceScatter && !call.rows.empty();
+  return is_cut ? text + " in parts of " + PartsOf(call) : text;
 }
 
 std::string Shown(const Offer& offer) {
   const std::string text = offer.tensors;
   const bool whole = text.size() + 1 < Offer::kShown;
-  return whole ? text : text + "..., " + Count(offer.elements, "element") + " in all,";
+  const char* of = offer.collective == Collective::kAllGather ? " in a row of each," : " in all,";
+  return whole ? text : text + "..., " + Count(offer.elements, "element") + of;
 }
 
 }  // namespace
@@ -111,11 +127,27 @@ Status CheckCall(const CollectiveCall& call, int rank, int size) {
   if (call.root < 0 || call.root >= static_cast<int>(ranks.size())) {
     return wrong("there is no place " + std::to_string(call.root) + " in " + NamesOf(ranks) + " for the root.");
   }
+  if (call.collective == Collective::kAllGather && call.pieces.size() > kMostGathered) {
+    return wrong(Count(static_cast<int64_t>(call.pieces.size()), "tensor") + " are given, and at most " +
+                 std::to_string(kMostGathered) + " are possible.");
+  }
   for (const Piece& piece : call.pieces) {
     if (piece.count < 0) return wrong("a tensor has " + std::to_string(piece.count) + " elements.");
   }
   const bool reduces = call.collective == Collective::kAllReduce || call.collective == Collective::kReduceScatter;
   return reduces ? CheckArithmetic(call.call.label.text, call.arithmetic) : Status();
+}
+
+int64_t RowsOf(const CollectiveCall& call, size_t place, size_t piece) {
+  return call.rows.empty() ? 1 : call.rows[place][piece];
+}
+
+Status TakeRows(Rows rows, CollectiveCall* call) {
+  call->rows = std::move(rows);
+  std::vector<void*> outputs;
+  Status status = call->make_outputs(call->rows, &outputs);
+  for (size_t i = 0; status.ok() && i < outputs.size(); ++i) call->pieces[i].out = outputs[i];
+  return status;
 }
 
 int64_t BytesOf(const CollectiveCall& call) {

@@ -38,7 +38,14 @@ struct CollectiveCall {
   Arithmetic arithmetic;
   int root = 0;
   std::vector<Piece> pieces;
+  // Of a reduce-scatter or all-gather; empty where each rank has one row. Of an all-gather they are this rank's alone,
+  // rows[0], until all ranks have told theirs.
+  Rows rows = {};
+  MakeOutputs make_outputs = {};  // of an all-gather
 };
+
+// As many tensors as a letter can tell the rows of.
+constexpr size_t kMostGathered = 8192;
 
 Offer OfferOf(const CollectiveCall& call);
 
@@ -47,6 +54,12 @@ std::string Difference(const Offer& mine, int my_rank, const Offer& other, int o
 
 // Ok, or kInvalidArgument: `rank` must be one of the call's ranks, which are below `size` and each there once.
 Status CheckCall(const CollectiveCall& call, int rank, int size);
+
+// How many rows the rank at `place` has of a tensor: once all ranks have told theirs.
+int64_t RowsOf(const CollectiveCall& call, size_t place, size_t piece);
+
+// Gives an all-gather its outputs, now that the rows of all ranks are known.
+Status TakeRows(Rows rows, CollectiveCall* call);
 
 // Bytes of all the call's pieces by their counts.
 int64_t BytesOf(const CollectiveCall& call);

@@ -109,12 +109,14 @@ class OwnedReduction : public Operation {
 
   std::vector<std::vector<Segment>> CutByParts() const {
     std::vector<std::vector<Segment>> cut;
+    std::vector<int64_t> offsets(call_.pieces.size());
     for (size_t place = 0; place < call_.call.ranks.size(); ++place) {
       std::vector<Span> spans;
-      for (const Piece& piece : call_.pieces) {
-        const int64_t bytes = piece.count * element_bytes_;
-        spans.push_back({static_cast<const char*>(piece.in) + static_cast<int64_t>(place) * bytes,
-                         static_cast<char*>(piece.out), bytes});
+      for (size_t i = 0; i < call_.pieces.size(); ++i) {
+        const Piece& piece = call_.pieces[i];
+        const int64_t bytes = RowsOf(call_, place, i) * piece.count * element_bytes_;
+        spans.push_back({static_cast<const char*>(piece.in) + offsets[i], static_cast<char*>(piece.out), bytes});
+        offsets[i] += bytes;
       }
       cut.push_back(CutIntoSegments(spans, element_bytes_, Blocks::kBytes / 2));
     }

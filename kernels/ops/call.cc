@@ -154,13 +154,11 @@ int64_t CountOf(const Tensor& tensor) {
   return tensor.NumElements() * (bytes ? tensorflow::DataTypeSize(tensor.dtype()) : 1);
 }
 
-std::string TensorsOf(OpKernelContext* context) {
-  const int count = context->num_inputs();
-  std::string text = count == 0 ? "" : tensorflow::DataTypeString(context->input_dtype(0));
-  for (int i = 0; i < count; ++i) {
-    text += (i == 0 ? " " : ", ") + context->input(i).shape().DebugString();
-  }
-  return text;
+int64_t CountOfRow(const Tensor& tensor) {
+  tensorflow::TensorShape row = tensor.shape();
+  row.RemoveDim(0);
+  const bool bytes = ToWhale(tensor.dtype()) == DataType::kBytes;
+  return row.num_elements() * (bytes ? tensorflow::DataTypeSize(tensor.dtype()) : 1);
 }
 
 void* MemoryOf(const Tensor& tensor) { return const_cast<char*>(tensor.tensor_data().data()); }

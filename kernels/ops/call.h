@@ -20,8 +20,8 @@ absl::Status ToTensorFlow(const Status& status);
 DataType ToWhale(tensorflow::DataType type);
 int64_t CountOf(const tensorflow::Tensor& tensor);
 
-// "float [2,3], [5]": the types and shapes of an operation's inputs, which all have one type.
-std::string TensorsOf(tensorflow::OpKernelContext* context);
+// Elements of one row along dimension 0, which the tensor must have; counted as CountOf does.
+int64_t CountOfRow(const tensorflow::Tensor& tensor);
 
 // The memory of a tensor; null if it has none.
 void* MemoryOf(const tensorflow::Tensor& tensor);
@@ -42,6 +42,8 @@ class CallKernel : public tensorflow::AsyncOpKernel {
   // Allocates the outputs and makes the call. An error means that the call was not made.
   virtual absl::Status Start(tensorflow::OpKernelContext* context, Communicator* communicator, const Call& call,
                              Done done) = 0;
+  // "float [2,3], [5]": what ranks must bring alike.
+  virtual std::string TensorsOf(tensorflow::OpKernelContext*) const { return ""; }
 
  private:
   Place place_;

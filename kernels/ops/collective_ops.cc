@@ -35,25 +35,23 @@ absl::Status CheckDivides(InferenceContext* context, int index, ShapeHandle shap
                                     " ranks cannot share its dimension 0 evenly");
 }
 
+// How many rows the other ranks bring is known when they come.
 absl::Status GatheredShapes(InferenceContext* context) {
-  int64_t ranks = 0;
-  TF_RETURN_IF_ERROR(NumberOfRanks(context, &ranks));
-  for (int i = 0; i < context->num_outputs(); ++i) {
+  const int tensors = context->num_outputs() - 1;
+  for (int i = 0; i < tensors; ++i) {
     ShapeHandle shape;
     TF_RETURN_IF_ERROR(context->WithRankAtLeast(context->input(i), 1, &shape));
-    DimensionHandle rows = context->UnknownDim();
-    if (ranks > 0 && context->RankKnown(shape)) {
-      TF_RETURN_IF_ERROR(context->Multiply(context->Dim(shape, 0), ranks, &rows));
-    }
-    if (context->RankKnown(shape)) TF_RETURN_IF_ERROR(context->ReplaceDim(shape, 0, rows, &shape));
+    if (context->RankKnown(shape)) TF_RETURN_IF_ERROR(context->ReplaceDim(shape, 0, context->UnknownDim(), &shape));
     context->set_output(i, shape);
   }
+  context->set_output(tensors, context->Matrix(tensors, context->UnknownDim()));
   return absl::OkStatus();
 }
 
 absl::Status ScatteredShapes(InferenceContext* context) {
   int64_t ranks = 0;
   TF_RETURN_IF_ERROR(NumberOfRanks(context, &ranks));
+  if (context->num_inputs() > context->num_outputs()) ranks = 0;  // with `rows`, parts may be unequal
   for (int i = 0; i < context->num_outputs(); ++i) {
     ShapeHandle shape;
     TF_RETURN_IF_ERROR(context->WithRankAtLeast(context->input(i), 1, &shape));
@@ -98,23 +96,27 @@ WHALE_CALL("WhaleAllReduce")
 
 WHALE_CALL("WhaleReduceScatter")
     .Input("values: N * T")
+    .Input("rows: K * int64")
     .Output("parts: N * T")
     .Attr("N: int >= 1")
+    .Attr("K: int >= 0")
     .Attr(WHALE_NUMBERS)
     .Attr(WHALE_REDUCTION)
     .Attr("scale: float = 1.0")
     .SetShapeFn(ScatteredShapes)
     .Doc("The rank at place k of `ranks` gets the k-th part along dimension 0 of what WhaleAllReduce gives. "
-         "values[i]: [ranks * n, ...], parts[i]: [n, ...].");
+         "values[i]: [ranks * n, ...], parts[i]: [n, ...]. Where rows[0]: [N, ranks] is given, the same on every rank, "
+         "rows[0][i, k] rows of values[i] are for place k, and values[i] has as many as these are together.");
 
 WHALE_CALL("WhaleAllGather")
     .Input("values: N * T")
     .Output("gathered: N * T")
+    .Output("rows: int64")
     .Attr("N: int >= 1")
-    .Attr("T: " WHALE_PLAIN)
+    .Attr("T: " WHALE_PLAIN_OR_STRING)
     .SetShapeFn(GatheredShapes)
-    .Doc("All ranks' values one after another along dimension 0. values[i]: [n, ...], the same on every rank; "
-         "gathered[i]: [ranks * n, ...].");
+    .Doc("All ranks' values one after another along dimension 0. values[i]: [n_k, ...] on the rank at place k of `ranks`; "
+         "gathered[i]: [sum of n_k, ...]; rows: [N, ranks], the n_k of each.");
 
 WHALE_CALL("WhaleAllToAll")
     .Input("values: N * T")

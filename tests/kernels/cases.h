@@ -60,6 +60,7 @@ struct Case {
   std::vector<int64_t> counts;
   bool in_place;
   int root;
+  Rows rows = {};  // of gathers and scatters; one each where it is empty
 };
 
 // Chosen so that every result is exact in every type: small, and multiples of 12 for means of up to 4.
@@ -93,25 +94,42 @@ inline double Reduced(const Case& test, size_t piece, int64_t i) {
   return (test.reduction == Reduction::kMean ? total / size : total) * test.scale;
 }
 
-inline int64_t InCount(const Case& test, int64_t count) {
-  const bool parts = test.collective == Collective::kReduceScatter || test.collective == Collective::kAllToAll;
-  return count * (parts ? static_cast<int64_t>(test.ranks.size()) : 1);
+// Elements of the part of the rank at `place`, and of the parts before it.
+inline int64_t PartCount(const Case& test, int place, size_t piece) {
+  return test.counts[piece] * (test.rows.empty() ? 1 : test.rows[place][piece]);
 }
 
-inline int64_t OutCount(const Case& test, int64_t count) {
-  const bool parts = test.collective == Collective::kAllGather || test.collective == Collective::kAllToAll;
-  return count * (parts ? static_cast<int64_t>(test.ranks.size()) : 1);
+inline int64_t PartBegin(const Case& test, int place, size_t piece) {
+  int64_t begin = 0;
+  for (int before = 0; before < place; ++before) begin += PartCount(test, before, piece);
+  return begin;
+}
+
+inline int64_t AllCount(const Case& test, size_t piece) {
+  return PartBegin(test, static_cast<int>(test.ranks.size()), piece);
+}
+
+inline int64_t InCount(const Case& test, int place, size_t piece) {
+  const bool all = test.collective == Collective::kReduceScatter || test.collective == Collective::kAllToAll;
+  return all ? AllCount(test, piece) : PartCount(test, place, piece);
+}
+
+inline int64_t OutCount(const Case& test, int place, size_t piece) {
+  const bool all = test.collective == Collective::kAllGather || test.collective == Collective::kAllToAll;
+  return all ? AllCount(test, piece) : PartCount(test, place, piece);
 }
 
 inline double Expected(const Case& test, int place, size_t piece, int64_t i) {
   const int64_t count = test.counts[piece];
+  int from = 0;
   switch (test.collective) {
     case Collective::kAllReduce:
       return Reduced(test, piece, i);
     case Collective::kReduceScatter:
-      return Reduced(test, piece, place * count + i);
+      return Reduced(test, piece, PartBegin(test, place, piece) + i);
     case Collective::kAllGather:
-      return ValueOf(test, static_cast<int>(i / count), piece, i % count);
+      while (i >= PartBegin(test, from + 1, piece)) ++from;
+      return ValueOf(test, from, piece, i - PartBegin(test, from, piece));
     case Collective::kAllToAll:
       return ValueOf(test, static_cast<int>(i / count), piece, place * count + i % count);
     case Collective::kBroadcast:
@@ -126,11 +144,11 @@ inline std::unique_ptr<Buffers> MakeBuffers(const Case& test, int place) {
   auto buffers = std::make_unique<Buffers>();
   const int64_t bytes = static_cast<int64_t>(SizeOf(test.type));
   for (size_t piece = 0; piece < test.counts.size(); ++piece) {
-    const int64_t in_count = InCount(test, test.counts[piece]);
+    const int64_t in_count = InCount(test, place, piece);
     std::vector<char> in(in_count * bytes);
     for (int64_t i = 0; i < in_count; ++i) Put(test.type, in.data(), i, ValueOf(test, place, piece, i));
     buffers->in.push_back(std::move(in));
-    buffers->out.emplace_back(OutCount(test, test.counts[piece]) * bytes, static_cast<char>(0x5a));
+    buffers->out.emplace_back(OutCount(test, place, piece) * bytes, static_cast<char>(0x5a));
   }
   for (size_t piece = 0; piece < test.counts.size(); ++piece) {
     char* in = buffers->in[piece].data();
@@ -143,8 +161,8 @@ inline std::unique_ptr<Buffers> MakeBuffers(const Case& test, int place) {
 inline void CheckBuffers(const Case& test, int place, const Buffers& buffers) {
   const size_t bytes = SizeOf(test.type);
   for (size_t piece = 0; piece < test.counts.size(); ++piece) {
-    const char* out = static_cast<const char*>(buffers.pieces[piece].out);
-    for (int64_t i = 0; i < OutCount(test, test.counts[piece]); ++i) {
+    const char* out = test.in_place ? buffers.in[piece].data() : buffers.out[piece].data();
+    for (int64_t i = 0; i < OutCount(test, place, piece); ++i) {
       char expected[8];
       Put(test.type, expected, 0, Expected(test, place, piece, i));
       if (std::memcmp(expected, out + i * static_cast<int64_t>(bytes), bytes) == 0) continue;
@@ -155,15 +173,31 @@ inline void CheckBuffers(const Case& test, int place, const Buffers& buffers) {
   }
 }
 
-inline void Start(Communicator* communicator, const Case& test, const Call& call, std::vector<Piece> pieces,
-                  Done done) {
+// The outputs of an all-gather are made when the rows of all ranks are known.
+inline void StartAllGather(Communicator* communicator, const Case& test, const Call& call, Buffers* buffers,
+                           Done done) {
+  const int place = PlaceOf(communicator->rank(), test.ranks);
+  const Rows rows = test.rows.empty() ? Rows(test.ranks.size(), std::vector<int64_t>(test.counts.size(), 1)) : test.rows;
+  auto make_outputs = [rows, buffers](const Rows& told, std::vector<void*>* outputs) {
+    CHECK(told == rows);
+    for (std::vector<char>& out : buffers->out) outputs->push_back(out.data());
+    return Status();
+  };
+  std::vector<Piece> pieces = buffers->pieces;
+  for (Piece& piece : pieces) piece.out = nullptr;
+  communicator->AllGather(call, test.type, pieces, rows[place], make_outputs, std::move(done));
+}
+
+inline void Start(Communicator* communicator, const Case& test, const Call& call, Buffers* buffers, Done done) {
+  const std::vector<Piece>& pieces = buffers->pieces;
   switch (test.collective) {
     case Collective::kAllReduce:
       return communicator->AllReduce(call, test.type, test.reduction, test.scale, pieces, std::move(done));
     case Collective::kReduceScatter:
-      return communicator->ReduceScatter(call, test.type, test.reduction, test.scale, pieces, std::move(done));
+      return communicator->ReduceScatter(call, test.type, test.reduction, test.scale, pieces, test.rows,
+                                         std::move(done));
     case Collective::kAllGather:
-      return communicator->AllGather(call, test.type, pieces, std::move(done));
+      return StartAllGather(communicator, test, call, buffers, std::move(done));
     case Collective::kAllToAll:
       return communicator->AllToAll(call, test.type, pieces, std::move(done));
     case Collective::kBroadcast:
@@ -171,6 +205,15 @@ inline void Start(Communicator* communicator, const Case& test, const Call& call
     case Collective::kBarrier:
       return communicator->Barrier(call, std::move(done));
   }
+}
+
+// Unequal ones, some of them none.
+inline Rows RowsFor(size_t ranks, size_t tensors) {
+  Rows rows(ranks, std::vector<int64_t>(tensors));
+  for (size_t place = 0; place < ranks; ++place) {
+    for (size_t piece = 0; piece < tensors; ++piece) rows[place][piece] = static_cast<int64_t>((3 * place + piece) % 4);
+  }
+  return rows;
 }
 
 // Every collective with every type and reduction, and with every shape of list and group for some of them.
@@ -209,6 +252,9 @@ inline std::vector<Case> CasesFor(int size) {
           const int root = static_cast<int>(list.size() % group.size());
           cases.push_back(
               {collective, DataType::kFloat32, Reduction::kSum, 1.0, group, list, in_place, root});
+          if (same_size) continue;
+          cases.push_back(cases.back());
+          cases.back().rows = RowsFor(group.size(), list.size());
         }
       }
     }
@@ -232,7 +278,7 @@ inline void RunCases(Communicator* communicator, const std::vector<Case>& cases,
       buffers[i] = MakeBuffers(test, place);
       outcomes[i] = std::make_unique<Outcome>();
       Start(communicator, test, {"case " + std::to_string(first_id + static_cast<int64_t>(order[i])), test.ranks},
-            buffers[i]->pieces, outcomes[i]->done());
+            buffers[i].get(), outcomes[i]->done());
     }
     for (size_t i = 0; i < order.size(); ++i) {
       if (outcomes[i] == nullptr) continue;

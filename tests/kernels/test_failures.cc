@@ -52,7 +52,7 @@ void ListsThatDifferAreRefused(World* world, bool by_messages) {
   CheckSays(&lengths[1], Code::kInvalidArgument, "do not fit together");
   Outcome kinds[2];
   AllReduce(*world, 0, 3, {}, &kinds[0]);
-  world->rank(1)->AllGather({"grads 3", {0, 1}}, DataType::kFloat32, {}, kinds[1].done());
+  world->rank(1)->AllGather({"grads 3", {0, 1}}, DataType::kFloat32, {}, {}, {}, kinds[1].done());
   CheckSays(&kinds[0], Code::kInvalidArgument,
             start + "rank 0 gives a call of all-reduce and rank 1 gives a call of all-gather");
   CheckSays(&kinds[1], Code::kInvalidArgument, "all-gather");
@@ -75,6 +75,49 @@ void ShapesOfEqualSizeAreTold(World* world) {
   for (Outcome& outcome : outcomes) {
     CheckSays(&outcome, Code::kInvalidArgument, "float [2,3]");
     CheckSays(&outcome, Code::kInvalidArgument, "float [3,2]");
+  }
+}
+
+void Gather(Communicator* communicator, const Call& call, size_t tensors, const Status& made, Outcome* outcome) {
+  auto make_outputs = [tensors, made](const Rows&, std::vector<void*>* outputs) {
+    for (size_t i = 0; i < tensors; ++i) outputs->push_back(KeptPiece(4).out);
+    return made;
+  };
+  communicator->AllGather(call, DataType::kFloat32, std::vector<Piece>(tensors, KeptPiece(1)),
+                          std::vector<int64_t>(tensors, 2), make_outputs, outcome->done());
+}
+
+template <typename World>
+void AGatherWithoutRoomEndsOnAllRanks(World* world) {
+  Outcome outcomes[2];
+  for (int rank = 0; rank < 2; ++rank) {
+    const Status made = rank == 0 ? Status() : Status(Code::kInternal, "no memory.");
+    Gather(world->rank(rank), {"no room", {0, 1}}, 1, made, &outcomes[rank]);
+  }
+  for (Outcome& outcome : outcomes) CheckSays(&outcome, Code::kInternal, "no memory.");
+}
+
+template <typename World>
+void AGatherOfTooManyTensorsIsRefused(World* world) {
+  Outcome outcome;
+  Gather(world->rank(0), {"many", {0}}, 8193, Status(), &outcome);
+  CheckEnd(&outcome, Code::kInvalidArgument,
+           "all-gather 'many': 8193 tensors are given, and at most 8192 are possible.");
+}
+
+template <typename World>
+void PartsThatDifferAreTold(World* world) {
+  Outcome outcomes[2];
+  for (int rank = 0; rank < 2; ++rank) {
+    const Rows rows = rank == 0 ? Rows{{1}, {2}} : Rows{{2}, {1}};
+    Call call{"parts", {0, 1}};
+    call.tensors = "float [3]";
+    world->rank(rank)->ReduceScatter(call, DataType::kFloat32, Reduction::kSum, 1.0, {KeptPiece(1)}, rows,
+                                     outcomes[rank].done());
+  }
+  for (Outcome& outcome : outcomes) {
+    CheckSays(&outcome, Code::kInvalidArgument,
+              "rank 0 gives float [3] in parts of 1+2 and rank 1 gives float [3] in parts of 2+1");
   }
 }
 
@@ -199,6 +242,9 @@ template <typename World>
 void RunAll(World* world, bool by_messages) {
   ListsThatDifferAreRefused(world, by_messages);
   ShapesOfEqualSizeAreTold(world);
+  PartsThatDifferAreTold(world);
+  AGatherWithoutRoomEndsOnAllRanks(world);
+  AGatherOfTooManyTensorsIsRefused(world);
   CallsThatCannotBeAreRefused(world);
   TheLateAreNamed(world);
   ACancelledCallEnds(world, by_messages);

@@ -143,6 +143,28 @@ def shapes(rank: int, size: int) -> None:
     print(said(lambda: ops.all_reduce(tf.zeros([2]), "max" if rank else "sum")), flush=True)
 
 
+def rows(rank: int, size: int) -> None:
+    """Each rank gathers other numbers of rows, of large, small and string tensors, and differentiates through it."""
+    counts = [(2 * r + 1) % 4 for r in range(size)]
+    large = [tf.fill([5000 * (r % 2), 100], float(r)) for r in range(size)]
+    small = [tf.range(counts[r]) + 10 * r for r in range(size)]
+    names = [tf.strings.as_string(each) for each in small]
+    for _ in range(3):
+        found = ops.all_gather({"large": large[rank], "small": small[rank], "names": names[rank]}, label="rows")
+        joined = {"large": large, "small": small, "names": names}
+        same = [tf.reduce_all(found[key] == tf.concat(each, 0)) for key, each in joined.items()]
+        print(f"right: {all(bool(each) for each in same)}", flush=True)
+    x = tf.ones([counts[rank], 2])
+    weights = tf.reshape(tf.range(2.0 * sum(counts)), [-1, 2])
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = tf.reduce_sum((rank + 1.0) * weights * ops.all_gather(x, label="differentiated"))
+    begin = sum(counts[:rank])
+    expected = size * (size + 1) / 2 * weights[begin : begin + counts[rank]]
+    print(f"right: {bool(tf.reduce_all(tape.gradient(loss, x) == expected))}", flush=True)
+    print(said(lambda: ops.all_gather(tf.zeros([2, 3 + rank]), label="differs")), flush=True)
+
+
 def late(rank: int, size: int) -> None:
     """Rank 0 waits in one function, the last rank in none, the others in another function."""
     function = largest if rank == 0 else smallest
@@ -219,7 +241,7 @@ def beside(rank: int, size: int, mpi: ctypes.CDLL) -> None:
     print(f"wrong: {counts}", flush=True)
 
 
-SCENES = [order, traced, iterations, two_threads, shapes, late, failed, cancelled]
+SCENES = [order, traced, iterations, two_threads, shapes, rows, late, failed, cancelled]
 
 
 def main() -> None:

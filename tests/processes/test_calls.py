@@ -69,6 +69,16 @@ def test_tensors_that_differ_are_told_on_all_ranks(runs: Runs, size: int) -> Non
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_ranks_gather_unequal_rows(runs: Runs, size: int) -> None:
+    for lines in found(runs, "rows", size):
+        assert lines[:-1] == ["right: True"] * 4
+        assert lines[-1].startswith("InvalidArgumentError: ")
+        for rank in range(size):
+            waits = rf"\| rank {rank}: all-gather 'differs' of float \[\?,{3 + rank}\], for "
+            assert re.search(waits, lines[-1]), lines
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_a_timeout_lists_where_each_rank_is(runs: Runs, size: int) -> None:
     waits = "all-reduce '{}, helper at calling.py:NN' of float [], {}, for "
     names = [("largest", "max"), *[("smallest", "min")] * (size - 1)]

@@ -84,7 +84,8 @@ def several(label: str, count: int) -> list[str]:
 def call_list(name: str, tensors: Sequence[Any], place: Place, label: str, attributes: dict[str, Any]) -> list[Any]:
     """One collective over tensors of one type."""
     function = getattr(communicator.load(), FUNCTIONS[name])
-    outputs: list[Any] = function(list(tensors), label=label, **place.attributes(), **attributes)
+    made = function(list(tensors), label=label, **place.attributes(), **attributes)
+    outputs: list[Any] = tf.nest.flatten(made)[: len(tensors)]  # an all-gather tells the ranks' rows besides
     in_any_order(outputs[0])
     return outputs
 

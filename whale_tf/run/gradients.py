@@ -4,7 +4,8 @@ With y_r the result of rank r and L the sum of what the ranks differentiate:
 
     y_r = s sum_q x_q                    dL/dx_q = s sum_r dL/dy_r               all-reduce
     y_r = part r of s sum_q x_q          dL/dx_q = s concat_r dL/dy_r            reduce-scatter -> all-gather
-    y_r = concat_q x_q                   dL/dx_q = sum_r part q of dL/dy_r       all-gather -> reduce-scatter
+    y_r = concat_q x_q                   dL/dx_q = sum_r part q of dL/dy_r       all-gather -> reduce-scatter, in parts
+                                                                                 of as many rows as x_q has
     y_r[q] = x_q[r]                      dL/dx_q[r] = dL/dy_r[q]                 all-to-all
     y_r = x_root                         dL/dx_root = sum_r dL/dy_r              broadcast -> all-reduce
     y = s sum_i x_i                      dL/dx_i = s dL/dy                       sum within a process
@@ -40,12 +41,14 @@ def gradient_of_reduce_scatter(op: Any, *gradients: Any) -> list[Any]:
     if _reduction(op) == "mean":
         scale /= len(op.get_attr("ranks"))
     gathered = _call(op, "AllGather", gradients, {})
-    return gathered if scale == 1 else [each * tf.cast(scale, each.dtype) for each in gathered]
+    scaled = gathered if scale == 1 else [each * tf.cast(scale, each.dtype) for each in gathered]
+    return [*scaled, *[None] * op.get_attr("K")]  # none for the rows
 
 
 @tf.RegisterGradient("WhaleAllGather")  # type: ignore[untyped-decorator]
 def gradient_of_all_gather(op: Any, *gradients: Any) -> list[Any]:
-    return _call(op, "ReduceScatter", gradients, {"reduction": "sum"})
+    rows = op.outputs[-1]
+    return _call(op, "ReduceScatter", gradients[:-1], {"reduction": "sum", "rows": [rows]})
 
 
 @tf.RegisterGradient("WhaleAllToAll")  # type: ignore[untyped-decorator]

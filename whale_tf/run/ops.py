@@ -26,7 +26,7 @@ A call fails, and never hangs, with DeadlineExceededError, UnavailableError, Can
 
 - when one of them does not come for longer than `communicator.set_timeout` allows, leaves or fails;
 - when its step is cancelled on one of them;
-- when they bring other types, shapes or reductions;
+- when they bring other types, shapes (but for the rows of an `all_gather`) or reductions;
 - when one makes it while it is under way, as two threads do that call one function: it cannot tell which of the two the
   other ranks make.
 
@@ -108,7 +108,7 @@ def reduce_scatter(
       PlanError: a gradient of "max", "min" or "product" is asked for.
     """
     place = place_of(world, rank, ranks)
-    attributes = {"reduction": reduction, "scale": scale}
+    attributes = {"reduction": reduction, "scale": scale, "rows": []}
     return call_lists("ReduceScatter", values, place, label_here(place.rank, label), attributes)
 
 
@@ -120,12 +120,14 @@ def all_gather(
     world: str = PROCESSES,
     label: str | None = None,
 ) -> Any:
-    """All ranks' values one after another along dim 0: `[n, ...]` becomes `[ranks * n, ...]`.
+    """All ranks' values one after another along dim 0: `[n, ...]` becomes `[sum of the ranks' n, ...]`.
 
-    The gradient is a `reduce_scatter` of the ranks' gradients.
+    Each rank may bring another `n`, also 0, for each tensor. The gradient is a `reduce_scatter` of the ranks'
+    gradients, in parts of these sizes.
 
     Args:
-      values: any plain type, with the same types and shapes on every rank, and a dim 0.
+      values: any plain type or strings, with a dim 0; types and all other dims are the same on every rank. At most 8192
+        tensors of one type.
     """
     place = place_of(world, rank, ranks)
     return call_lists("AllGather", values, place, label_here(place.rank, label), {})
