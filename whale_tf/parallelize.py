@@ -28,15 +28,16 @@ from whale_tf.plan.plan import Plan
 from whale_tf.plan.planner import Facts, make_plan
 from whale_tf.plan.states import States
 from whale_tf.rewrite import Passes
-from whale_tf.rewrite.bind import Binder
+from whale_tf.rewrite.bind import bind
 from whale_tf.rewrite.check import check
 from whale_tf.rewrite.cut import Cut, Key, StageFunction, cut
 from whale_tf.rewrite.fold_random import fold_random
 from whale_tf.rewrite.hold_assignments import hold_assignments
-from whale_tf.rewrite.program import Program
+from whale_tf.rewrite.program import BETWEEN_GROUPS, Program
 from whale_tf.rewrite.reshard import Resharded, reshard
 from whale_tf.rewrite.resize import at_size, resize
 from whale_tf.rewrite.send_first import send_first
+from whale_tf.rewrite.step_program import StepProgram
 from whale_tf.run.away import may_be_away, named_only, share_variables
 from whale_tf.run.compiled import Compiled, Parts
 from whale_tf.run.feed import digest
@@ -134,13 +135,13 @@ def compile_step(
     world, name, checked = current_world(), getattr(fn, "__name__", "step"), _checks_values()
     with _without_collection(), named_only():
         try:
-            graph, parts, states = _compile(fn, arguments, options, told, captured, world)
+            parts, states = _compile(fn, arguments, options, told, captured, world)
         except Exception as error:
             if world is not None:
                 tell_failure(world, name, error)
             raise
         if world is not None:
-            _meet(world, name, arguments, graph, parts)
+            _meet(world, name, arguments, parts)
         return Checked(parts, states) if checked else Compiled(parts)
 
 
@@ -181,8 +182,8 @@ def _compile(
     told: set[str],
     captured: dict[Hashable, Captured],
     world: World | None,
-) -> tuple[Graph, Parts, States]:
-    """The step's graph, all that is needed to run it, and the states of its values."""
+) -> tuple[Parts, States]:
+    """All that is needed to run a step, and the states of its values."""
     dump = Dumps(os.environ.get(DUMP_VARIABLE))
     before = captured.get(arguments.family)
     outside = before.outside if before is not None else Outside()
@@ -200,12 +201,12 @@ def _compile(
     else:
         states, accepted = undivided(at_one_size(step, arguments.examples)), ()
     facts = functools.partial(_facts, step, request=request, layout=layout, sizes=sizes, options=options)
-    graph, plan, program, calls = _rewritten(states, facts, sizes, arguments.fed, dump)
+    rank = world.rank if world is not None else 0
+    cut_step, program, calls = _rewritten(states, facts, sizes, arguments.fed, rank, dump)
     _warn(_warnings(layout, request, accepted, line, written_at(fn)), told)
     return (
-        graph,
         Parts(
-            plan,
+            cut_step,
             program,
             {**step.calls, **calls},
             step.variables,
@@ -222,9 +223,14 @@ def _compile(
 
 
 def _rewritten(
-    states: States, facts: Callable[[Graph], Facts], sizes: tuple[tuple[int, ...], ...], fed: bool, dump: Dumps
-) -> tuple[Graph, Plan, Program, Mapping[str, Graph]]:
-    """The step with its changes of state, its plan and program, and what its functions call at each size.
+    states: States,
+    facts: Callable[[Graph], Facts],
+    sizes: tuple[tuple[int, ...], ...],
+    fed: bool,
+    process: int,
+    dump: Dumps,
+) -> tuple[StepProgram, Program, Mapping[str, Graph]]:
+    """The step under its plan, what one process and those joined to it run, and what its functions call at each size.
 
     Args:
       facts: of the step with the shapes of a micro-batch.
@@ -244,13 +250,14 @@ def _rewritten(
     for size, variant in variants.items():
         for key, function in variant.items():
             dump(f"resize-{key}-{size}", function.graph, after="resize")
-    program = passes.run("bind", Binder(graph, roles, plan, variants, fed).bind)
+    step = StepProgram(graph, roles, plan, variants, fed)
+    program = passes.run("bind", bind, step, plan.layout.groups.of_process[process])
     dump("bound", program.main, after="bind")
     program = passes.run("send_first", send_first, program)
     program = passes.run("hold_assignments", hold_assignments, program)
-    passes.run("check", check, graph, roles, plan, states.sizes, variants, program)
+    passes.run("check", check, step, states.sizes, program)
     dump("held", program.main, after="hold_assignments")
-    return graph, plan, program, calls
+    return step, program, calls
 
 
 def _laid_out(
@@ -296,11 +303,11 @@ def _at_sizes(
     return variants, calls
 
 
-def _meet(world: World, name: str, arguments: Arguments, graph: Graph, parts: Parts) -> None:
+def _meet(world: World, name: str, arguments: Arguments, parts: Parts) -> None:
     """Agrees with the other processes on what will run, and gives all the first one's variables."""
 
     def text() -> str:
-        return program_text(graph, parts.calls)
+        return program_text(parts.step.graph, parts.calls)
 
     captured = [tensor for tensor in parts.outside if tensor.dtype not in (tf.resource, tf.variant)]
     specs = zip(arguments.names, arguments.specs(arguments.examples), strict=True)
@@ -312,10 +319,17 @@ def _meet(world: World, name: str, arguments: Arguments, graph: Graph, parts: Pa
         "tensors from outside the step": digest(captured),
         "graph": digest_of(text()),
         "plan": parts.plan.fingerprint[:16],
-        "program": digest_of(program_text(parts.program.main, parts.calls)),
+        "collectives": digest_of(_collectives_text(parts.program.main)),
+        "functions": digest_of("\n".join(program_text(each.graph, {}) for each in parts.step.functions.values())),
     }
     agree(world, name, facts, text)
     share_variables(world, parts.variables.values())
+
+
+def _collectives_text(main: Graph) -> str:
+    """What goes on between groups of replicas, which must be the same in all of them."""
+    nodes = [node for node in main if node.op in BETWEEN_GROUPS]
+    return "\n".join(sorted(f"{node.attrs['label']!r} {node.op} {sorted(node.attrs.items())}" for node in nodes))
 
 
 def _facts(

@@ -21,8 +21,8 @@ def buckets(*gradients: tuple[int, int, str]) -> tuple[tuple[str, ...], ...]:
     outputs = ", ".join(f"g{i}" for i in range(len(gradients)))
     inputs = "x = Input() {index=0, batch=true} : float32[4]"
     graph = parse_graph("\n".join([f"graph step(out: {outputs}) {{", inputs, *nodes, *markers, "}"]))
-    device_of = {f"g{i}": (owner,) for i, (_, owner, _) in enumerate(gradients)}
-    return fill_buckets(graph, roles_of(graph), TWO, device_of)
+    seat_of = {f"g{i}": (owner,) for i, (_, owner, _) in enumerate(gradients)}
+    return fill_buckets(graph, roles_of(graph), TWO, seat_of)
 
 
 def test_small_gradients_share_a_bucket_in_the_order_in_which_they_become_ready() -> None:
@@ -54,7 +54,7 @@ def collectives(
     kind: str = "GPU",
     processes: tuple[int, ...] = (),
     gradient: str = "float32[3]",
-    owner: tuple[int, ...] = (0,),
+    owner: tuple[int, ...] = (1,),
 ) -> tuple[int, ...]:
     """Which of one bucket is reduced by a collective; its gradient is made in stage 0."""
     devices = tuple(f"/device:{kind}:{index}" for index in range(4))
@@ -71,7 +71,7 @@ def collectives(
 
 def test_gpus_of_a_process_reduce_by_a_collective_and_cpus_do_not() -> None:
     assert collectives() == (0,)
-    assert collectives(((0, 1), (2, 3)), owner=(2,)) == (0,)
+    assert collectives(((0, 1), (2, 3)), owner=(3,)) == (0,)
     assert collectives(kind="CPU") == ()
 
 
@@ -81,13 +81,13 @@ def test_replicas_of_which_one_is_in_another_process_are_summed_by_their_owner()
 
 
 def test_groups_of_replicas_each_have_their_own() -> None:
-    assert collectives(((0,), (1,), (2,), (3,)), processes=(0, 0, 1, 1), owner=(0, 2)) == (0,)
-    assert collectives(((0,), (1,)), processes=(0, 1, 1, 1), owner=(0, 1)) == ()
+    assert collectives(((0,), (1,), (2,), (3,)), processes=(0, 0, 1, 1), owner=(1,)) == (0,)
+    assert collectives(((0,), (1,)), processes=(0, 1, 1, 1), owner=(1,)) == ()
 
 
 def test_an_owner_that_has_no_part_in_the_sum_gets_it_sent() -> None:
     """A variable that two stages share is owned by one, and its gradient may be made in the other."""
-    assert collectives(((0, 1), (2, 3)), owner=(1,)) == ()
+    assert collectives(((0, 1), (2, 3)), owner=(2,)) == ()
 
 
 def test_what_a_collective_cannot_add_is_summed_by_the_owner() -> None:

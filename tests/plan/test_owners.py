@@ -36,19 +36,19 @@ def test_an_owner_is_a_device_of_the_variables_stage() -> None:
     graph, stage_of = training([3, 3], [0, 1])
     roles = roles_of(graph)
     assert owning_stages(graph, roles, stage_of) == {"v0": 0, "v1": 1}
-    assert assign_owners(graph, roles, stage_of, TWO_BY_TWO) == {"v0": (0,), "v1": (1,)}
+    assert assign_owners(graph, roles, stage_of, TWO_BY_TWO) == {"v0": (1,), "v1": (2,)}
 
 
 def test_the_variables_of_a_stage_are_shared_out_over_the_replicas() -> None:
     graph, stage_of = training([1, 2, 3], [0, 0, 0])
-    assert assign_owners(graph, roles_of(graph), stage_of, TWO_BY_TWO) == {"v0": (2,), "v1": (2,), "v2": (0,)}
+    assert assign_owners(graph, roles_of(graph), stage_of, TWO_BY_TWO) == {"v0": (3,), "v1": (3,), "v2": (1,)}
 
 
 @given(sizes=st.lists(st.integers(1, 100), min_size=1, max_size=12))
 def test_no_replica_owns_more_than_the_others_by_more_than_its_smallest_variable(sizes: list[int]) -> None:
     graph, stage_of = training(sizes, [0] * len(sizes))
     owner = assign_owners(graph, roles_of(graph), stage_of, TWO_BY_TWO)
-    owned: dict[int, list[int]] = {0: [], 2: []}
+    owned: dict[int, list[int]] = {1: [], 3: []}
     for number, size in enumerate(sizes):
         owned[owner[f"v{number}"][0]].append(size)
     least, most = sorted(owned.values(), key=sum)
@@ -76,9 +76,9 @@ def test_the_update_runs_where_the_variable_is_owned() -> None:
     graph, stage_of = training([3, 2], [1, 1])
     roles = roles_of(graph)
     owner = assign_owners(graph, roles, stage_of, TWO_BY_TWO)
-    assert owner == {"v0": (1,), "v1": (3,)}
+    assert owner == {"v0": (2,), "v1": (4,)}
     placed = place_update(graph, roles, stage_of, TWO_BY_TWO, owner)
-    assert placed == {"g0": (1,), "s0": (1,), "w0": (1,), "g1": (3,), "s1": (3,), "w1": (3,)}
+    assert placed == ({"g0": (2,), "s0": (2,), "w0": (2,), "g1": (4,), "s1": (4,), "w1": (4,)}, ())
 
 
 def test_a_value_of_several_owners_is_computed_where_its_largest_input_is() -> None:
@@ -97,8 +97,8 @@ def test_a_value_of_several_owners_is_computed_where_its_largest_input_is() -> N
     phase = dict.fromkeys(("x", "d0", "d1", "loss"), 0) | dict.fromkeys(("g0", "g1", "norm", "copy"), 1)
     roles = find_roles(graph, phase, frozenset({"g0", "g1"}))
     stage_of = {"d0": 0, "d1": 1, "loss": 1}
-    placed = place_update(graph, roles, stage_of, TWO_BY_TWO, {"v0": (0,), "v1": (3,)})
-    assert placed == {"g0": (0,), "g1": (3,), "norm": (3,), "copy": (3,)}
+    placed = place_update(graph, roles, stage_of, TWO_BY_TWO, {"v0": (1,), "v1": (4,)})
+    assert placed == ({"g0": (1,), "g1": (4,), "norm": (4,), "copy": (4,)}, ())
 
 
 def test_the_gradient_of_what_is_no_variable_is_of_the_micro_batches() -> None:
@@ -111,4 +111,4 @@ def test_the_gradient_of_what_is_no_variable_is_of_the_micro_batches() -> None:
     """)
     roles = roles_of(graph)
     assert assign_owners(graph, roles, {"d": 1}, TWO_BY_TWO) == {}
-    assert place_update(graph, roles, {"d": 1}, TWO_BY_TWO, {}) == {}
+    assert place_update(graph, roles, {"d": 1}, TWO_BY_TWO, {}) == ({}, ())

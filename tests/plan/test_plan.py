@@ -221,7 +221,7 @@ def turned_round(mapping: Mapping[Key, Value]) -> dict[Key, Value]:
 
 def test_equal_plans_have_one_fingerprint_and_others_another() -> None:
     plan = pipeline()
-    turned = replace(plan, owner=turned_round(plan.owner), merges=turned_round(plan.merges))
+    turned = replace(plan, variables=turned_round(plan.variables), merges=turned_round(plan.merges))
     assert turned == plan
     assert turned.fingerprint == plan.fingerprint
     others = [
@@ -237,14 +237,14 @@ def test_equal_plans_have_one_fingerprint_and_others_another() -> None:
 def test_a_plan_that_contradicts_itself_is_refused() -> None:
     message = pipeline().to_proto()
     message.stage_of["h"] = 2
-    message.owner["w0"].devices[0] = 6
+    message.home_of["w0"] = 6
     message.layout.places[1].devices[0] = -1
     with pytest.raises(PlanError) as refused:
         Plan.from_proto(message)
     assert str(refused.value) == (
         "the plan contradicts itself.\n"
         "  the stage of 'h' is 2, and there are 2\n"
-        "  the device of 'w0' is 6, and there are 6\n"
+        "  the home of 'w0' is device 6, and there are 6\n"
         "  replica 1 is on device -1, and there are 6\n"
         "  Count stages, replicas and devices from 0, and change all fields that speak of them together."
     )
@@ -329,4 +329,16 @@ def test_a_batch_that_the_step_pulls_from_an_iterator_is_refused() -> None:
         "  replicas, stages and micro-batches need the batch as an argument\n"
         "  at train.py:7 in step: y\n"
         "  Call next(iterator) outside, and pass what it gives: for x, y in dataset: step(x, y)."
+    )
+
+
+def test_seats_that_no_group_has_are_refused() -> None:
+    message = pipeline().to_proto()
+    message.variables["w0"].owner[0] = 9
+    message.seat_of["n1"].kinds.append(1)
+    with pytest.raises(PlanError) as refused:
+        Plan.from_proto(message)
+    assert refused.value.details == (
+        "'n1' has 2 seats, and should have 1",
+        "the owner of 'w0' has seat 9, and a group of 2 replicas has seats 0 to 4",
     )

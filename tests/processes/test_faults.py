@@ -15,7 +15,7 @@ SCRIPT = str(Path(__file__).with_name("training.py"))
 KILLED = "killed by SIGKILL (signal 9)"
 LINE = r"  at \S*training\.py:\d+ in (step|evaluate): .+\n"
 # Where it noticed it; a rank that had not begun the step yet noticed it before.
-SEEN = r"(  rank 0 noticed it in (AllReduce|Send|Recv) '.+'\n(  .*\n)?" + LINE + ")?"
+SEEN = r"(  rank 0 noticed it in (AllReduce|AllGather|Broadcast|Send|Recv) '.+'\n(  .*\n)?" + LINE + ")?"
 DIFFERENT = "All ranks must run the same script with the same arguments."
 
 

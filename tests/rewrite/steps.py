@@ -26,7 +26,7 @@ from whale_tf.plan.plan import Plan
 from whale_tf.plan.planner import Facts, make_plan
 from whale_tf.plan.roles import Roles, variable_of
 from whale_tf.plan.states import States
-from whale_tf.rewrite.bind import Binder, Functions
+from whale_tf.rewrite.bind import bind
 from whale_tf.rewrite.check import check
 from whale_tf.rewrite.cut import Cut, Key, StageFunction, cut
 from whale_tf.rewrite.fold_random import fold_random
@@ -35,6 +35,7 @@ from whale_tf.rewrite.program import Program
 from whale_tf.rewrite.reshard import Resharded, reshard
 from whale_tf.rewrite.resize import at_size, resize
 from whale_tf.rewrite.send_first import send_first
+from whale_tf.rewrite.step_program import Functions, StepProgram
 
 # Two layers, each in a stage if there are two; gradient descent; the loss and the predictions come back.
 TRAINING = """
@@ -118,17 +119,24 @@ class Spread:
 
     states: States
     resharded: Resharded
-    plan: Plan
-    variants: Mapping[int, Functions]
+    step: StepProgram
     program: Program
 
     @property
     def graph(self) -> Graph:
-        return self.resharded.graph
+        return self.step.graph
 
     @property
     def roles(self) -> Roles:
-        return self.resharded.roles
+        return self.step.roles
+
+    @property
+    def plan(self) -> Plan:
+        return self.step.plan
+
+    @property
+    def variants(self) -> Mapping[int, Functions]:
+        return self.step.variants
 
     @property
     def main(self) -> Graph:
@@ -140,7 +148,7 @@ class Spread:
         return self.variants[self.plan.largest]
 
     def check(self) -> None:
-        check(self.graph, self.roles, self.plan, self.states.sizes, self.variants, self.program)
+        check(self.step, self.states.sizes, self.program)
 
     def find(self, op: str, **attrs: Any) -> list[Node]:
         """The nodes of the main graph of a type, with these attributes."""
@@ -165,7 +173,8 @@ class Spread:
         """With another body for one stage function, of all sizes."""
         variants = {size: {**functions, function.key: function} for size, functions in self.variants.items()}
         functions = {**self.program.functions, str(function.key): function}
-        return replace(self, variants=variants, program=replace(self.program, functions=functions))
+        step = replace(self.step, variants=variants)
+        return replace(self, step=step, program=replace(self.program, functions=functions))
 
 
 def traced(text: str, examples: int) -> Graph:
@@ -250,10 +259,28 @@ def spread(
     values = {ref: known.value for ref, known in states.known.items()}
     plan = make_plan(resharded.graph, resharded.roles, values, facts)
     variants = _at_sizes(states, resharded, plan)
-    binder = Binder(resharded.graph, resharded.roles, plan, variants, fed)
-    program = hold_assignments(send_first(binder.bind()))
+    step = StepProgram(resharded.graph, resharded.roles, plan, variants, fed)
+    program = whole_world(step)
     verify(program.main, after="bind")
-    return Spread(states, resharded, plan, variants, program)
+    return Spread(states, resharded, step, program)
+
+
+def whole_world(step: StepProgram) -> Program:
+    """The programs of all groups of replicas as one."""
+    parts = [part_of(step, group) for group in range(len(step.plan.layout.groups))]
+    nodes = [node for part in parts for node in part.main]
+    outputs = [ref for part in parts for ref in part.main.outputs]
+    effects = [name for part in parts for name in part.main.effects]
+    whole: dict[Ref, tuple[Ref, ...]] = {}
+    for part in parts:
+        whole |= {ref: (*whole.get(ref, ()), *places) for ref, places in part.whole.items()}
+    present = tuple(process for part in parts for process in part.present)
+    return replace(parts[0], main=Graph.of(nodes, outputs, effects), present=present, whole=whole)
+
+
+def part_of(step: StepProgram, group: int) -> Program:
+    """The program of one group of replicas, after all passes."""
+    return hold_assignments(send_first(bind(step, group)))
 
 
 def _at_sizes(states: States, resharded: Resharded, plan: Plan) -> dict[int, Functions]:

@@ -106,7 +106,7 @@ def test_one_micro_batch_needs_no_order_but_the_datas() -> None:
     [(PASSED, True), (LOOKED_UP, False), (LISTED, False)],
     ids=["numbers", "a table", "a list"],
 )
-def test_calls_that_pass_what_is_no_value_are_not_dissolved(text: str, inline: bool) -> None:
+def test_calls_that_pass_what_is_no_value_are_not_inlined(text: str, inline: bool) -> None:
     program = spread(text, replicas=2, stages=2)
     program.check()
     assert program.program.inline is inline
@@ -178,7 +178,8 @@ def test_a_step_draws_one_seed_and_each_micro_batch_has_a_number() -> None:
 def test_an_update_runs_once_on_the_owner_of_its_variable() -> None:
     program = spread(replicas=2, stages=2)
     for name, variable in (("n0", "w0"), ("n1", "w1")):
-        assert program.main[name].device == program.plan.owner[variable][0]
+        owner = program.plan.layout.device_at(0, program.plan.variables[variable].owner[0])
+        assert program.main[name].device == owner
         assert program.main[name].device in (program.plan.layout.device_of(r, int(variable[1])) for r in range(2))
     assert [node.name for node in program.find("Sub")] == ["n0", "n1"]
 

@@ -37,7 +37,7 @@ def test_assignments_wait_for_the_last_calls_and_for_what_may_fail() -> None:
     assert main.effects == ("a",)
 
 
-def test_of_a_dissolved_call_what_takes_its_values_is_waited_for_too() -> None:
+def test_of_a_inlined_call_what_takes_its_values_is_waited_for_too() -> None:
     main = held(MAIN, inline=True)
     assert main["all_ran/on0"].control == ("g", "h", "s", "c")
 

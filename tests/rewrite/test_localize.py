@@ -12,6 +12,7 @@ from whale_tf.errors import InternalError
 from whale_tf.ir.graph import Graph
 from whale_tf.ir.verify import verify
 from whale_tf.rewrite.localize import localize
+from whale_tf.rewrite.program import BETWEEN_GROUPS
 
 # replicas, stages, the process of each device: replica by replica, stage by stage
 LAYOUTS = {
@@ -61,23 +62,24 @@ def across(replicas: int = 2, stages: int = 1, processes: Sequence[int] = (0, 1)
 
 def test_a_gradient_is_added_in_each_process_and_then_reduced_between_them() -> None:
     program = across(4, 1, (0, 0, 1, 1))
-    reductions = program.find("AllReduce")
-    assert [program.program.process_of(node) for node in reductions] == [0, 1, 0, 1]
+    reductions = [node for node in program.find("AllReduce") if node.attrs["label"] != b"loss/all"]
+    assert [program.program.process_of(node) for node in reductions] == [0, 0, 1, 1]
+    assert [node.attrs["label"] for node in reductions] == 2 * [b"g0/all", b"g1/all"]
     assert {node.attrs["ranks"] for node in reductions} == {(0, 1)}
     assert [program.main[node.inputs[0].node].op for node in reductions] == ["WhaleSum"] * 4
     assert {node.attrs["scale"] for node in reductions} == {1.0}
-    assert not program.find("Send", id=None) or all("id" in node.attrs for node in _crossing(program))
+    assert not _crossing(program)
 
 
 def test_a_pipeline_sends_between_processes_and_reduces_nothing() -> None:
     program = across(1, 2)
-    assert not program.find("AllReduce")
-    assert {node.attrs["id"] for node in _crossing(program)} == set(range(len(_crossing(program))))
+    assert not [node for node in program.main if node.op in BETWEEN_GROUPS]
+    assert _crossing(program)
 
 
 def test_every_process_updates_its_copy_and_assigns_it() -> None:
     program = across()
-    assert [program.program.process_of(node) for node in program.find("Sub")] == [0, 1, 0, 1]
+    assert [program.program.process_of(node) for node in program.find("Sub")] == [0, 0, 1, 1]
     assert sorted(program.program.process_of(node) for node in program.find("Assign")) == [0, 0, 1, 1]
     assert all(node.device == program.main[node.inputs[0].node].device for node in program.find("Assign"))
 
@@ -139,7 +141,7 @@ def test_a_program_of_one_process_is_left_alone() -> None:
 
 def test_what_takes_another_process_s_value_is_refused() -> None:
     program = across(4, 1, (0, 0, 1, 1))
-    reduce, other = program.find("AllReduce")[:2]
+    reduce, other = program.find("AllReduce", label=b"g0/all")
     wrong = program.with_nodes([reduce.with_(inputs=other.inputs)])
     with pytest.raises(InternalError) as refused:
         localize(wrong.program, 0)
@@ -152,8 +154,8 @@ def test_what_takes_another_process_s_value_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"id": 99}, {"scale": 0.25}, {"ranks": (0,)}],
-    ids=["number", "scale", "ranks"],
+    [{"label": b"other"}, {"scale": 0.25}, {"ranks": (0,)}, {"reduction": b"max"}],
+    ids=["label", "scale", "ranks", "reduction"],
 )
 def test_processes_that_reduce_differently_are_refused(change: dict[str, object]) -> None:
     program = across()
@@ -161,14 +163,6 @@ def test_processes_that_reduce_differently_are_refused(change: dict[str, object]
     wrong = program.with_nodes([reduce.with_(attrs={**reduce.attrs, **change})])
     with pytest.raises(InternalError):
         wrong.check()
-
-
-def test_a_transfer_without_its_number_is_refused() -> None:
-    program = across(1, 2)
-    send = _crossing(program)[0]
-    attrs = {key: value for key, value in send.attrs.items() if key != "id"}
-    with pytest.raises(InternalError, match=r"has no number, and goes to another process"):
-        program.with_nodes([send.with_(attrs=attrs)]).check()
 
 
 def test_an_update_left_out_in_one_process_is_refused() -> None:

@@ -10,7 +10,7 @@ def messages(program: Spread) -> dict[str, list[str]]:
     """The sends to other processes of each call."""
     found: dict[str, list[str]] = {}
     for node in program.find("Send"):
-        if "id" in node.attrs and program.main[node.inputs[0].node].op == "Call":
+        if node.op == "Send" and program.program.crosses(node) and program.main[node.inputs[0].node].op == "Call":
             found.setdefault(node.inputs[0].node, []).append(node.name)
     return found
 
@@ -37,6 +37,6 @@ def test_values_of_the_update_are_sent_when_they_are_there() -> None:
     assert not any(send.name in node.control for send in others for node in program.main)
 
 
-def test_one_process_and_dissolved_calls_are_left_alone() -> None:
+def test_one_process_and_inlined_calls_are_left_alone() -> None:
     for program in (spread(stages=2, micro_batches=4), spread(stages=2, processes=(0, 1))):
         assert send_first(program.program) is program.program

@@ -1,4 +1,4 @@
-"""Failures as TensorFlow tells them, of calls that were dissolved into the main graph."""
+"""Failures as TensorFlow tells them, of calls that were inlined into the main graph."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from whale_tf.run.failure import run_error
 
 
 def parts_of_a_step() -> Parts:
-    """Those of a step of two replicas with two stages each, whose calls are dissolved."""
+    """Those of a step of two replicas with two stages each, whose calls are inlined."""
     whale.init(4)
     variables = weights()
 
@@ -50,7 +50,7 @@ def parts() -> Parts:
          "replica 1, stage 1, backward: examples 4 to 7 of 8", "loss = tf.reduce_mean"),
     ],
 )  # fmt: skip
-def test_a_node_of_a_dissolved_call_tells_its_call_and_its_line(
+def test_a_node_of_a_inlined_call_tells_its_call_and_its_line(
     parts: Parts, node: str, operation: str, place: str, code: str
 ) -> None:
     message = "{{function_node whale_7_main}} not to be done\n\t [[{{node " + node + "}}]] [Op:whale_7_main]"
@@ -65,7 +65,7 @@ def test_a_node_of_a_dissolved_call_tells_its_call_and_its_line(
     )
 
 
-def test_what_a_dissolved_call_took_or_gave_tells_its_call(parts: Parts) -> None:
+def test_what_a_inlined_call_took_or_gave_tells_its_call(parts: Parts) -> None:
     message = "cannot be placed: {{colocation_node Func/r1/0F0/output/_3}} and {{colocation_node Func/r1/0B0/input/_9}}"
     error = run_error(tf.errors.InvalidArgumentError(None, None, message), parts)
     assert "  replica 1, stage 0, forward: examples 4 to 7 of 8, counted from 0\n" in str(error)

@@ -18,7 +18,7 @@ from whale_tf.ir.sharding import Reduction, Split, Value
 from whale_tf.parallelize import CHECK_VARIABLE
 from whale_tf.plan import answers, rules
 from whale_tf.plan.local import Local
-from whale_tf.rewrite import check_values, merge
+from whale_tf.rewrite import check_sums, check_values, combine
 from whale_tf.run.compiled import Compiled
 from whale_tf.run.value_check import Checked
 
@@ -103,8 +103,9 @@ def test_a_wrong_rule_is_found_with_the_whole_message(monkeypatch: pytest.Monkey
 
 
 def test_a_wrong_merge_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (merge, check_values):  # which refuses it before it runs, unless it has the same table
-        monkeypatch.setattr(module, "FOLDS", {**merge.FOLDS, Reduction.MAX: "Minimum"})
+    monkeypatch.setattr(combine, "FOLDS", {**combine.FOLDS, Reduction.MAX: "Minimum"})
+    way = check_sums.Way(frozenset({"Minimum"}))  # it refuses the program before it runs, unless it has the same table
+    monkeypatch.setattr(check_values, "FOLDED", {**check_sums.FOLDED, Reduction.MAX: way})
     step, _ = trained(lambda x, w: tf.reduce_mean(x @ w) * tf.reduce_max(x))
     with pytest.raises(ValueCheckError, match=r"'Max' \(Max\) is not.*\n.*the largest number that merged, the parts"):
         step(X)

@@ -26,11 +26,11 @@ COLLECTIVE_TYPES = frozenset({"bfloat16", "float16", "float32", "float64"})
 
 
 def fill_buckets(
-    graph: Graph, roles: Roles, layout: Layout, device_of: Mapping[str, tuple[int, ...]]
+    graph: Graph, roles: Roles, layout: Layout, seat_of: Mapping[str, tuple[int, ...]]
 ) -> tuple[tuple[str, ...], ...]:
     """The dense gradients that several replicas contribute to, in the order in which they become ready.
 
-    Those of one bucket have the same element type and the same devices, and are of the same round.
+    Those of one bucket have the same element type and the same seats, and are of the same round.
     """
     if layout.replicas == 1:
         return ()
@@ -44,7 +44,7 @@ def fill_buckets(
     filling: dict[tuple[object, ...], list[str]] = {}
     size: dict[tuple[object, ...], int] = {}
     for marker in sorted(markers, key=lambda marker: (roles.phase[marker.name], position[marker.inputs[0].node])):
-        key = (roles.phase[marker.name], device_of[marker.name], marker.outputs[0].dtype)
+        key = (roles.phase[marker.name], seat_of[marker.name], marker.outputs[0].dtype)
         wanted = tensor_bytes(marker.outputs[0])
         if key not in filling or size[key] + wanted > BUCKET_BYTES:
             filling[key], size[key] = [], 0
@@ -59,7 +59,7 @@ def choose_collectives(
     buckets: Sequence[Sequence[str]],
     layout: Layout,
     stage_of: Mapping[str, int],
-    device_of: Mapping[str, tuple[int, ...]],
+    seat_of: Mapping[str, tuple[int, ...]],
 ) -> tuple[int, ...]:
     """The buckets, by index, that a process's devices reduce by a collective: as many sums as there are groups."""
     found = []
@@ -67,15 +67,21 @@ def choose_collectives(
         markers = [graph[name] for name in bucket]
         stages = {stage_of.get(marker.inputs[0].node, 0) for marker in markers}
         whole = all(marker.outputs[0].shape.known and tensor_bytes(marker.outputs[0]) for marker in markers)
-        groups = range(len(layout.groups))
         if len(stages) == 1 and whole and markers[0].outputs[0].dtype in COLLECTIVE_TYPES:
             (stage,) = stages
-            members = [[layout.device_of(replica, stage) for replica in layout.groups[group]] for group in groups]
-            if any(len(of_group) > 1 for of_group in members) and all(
-                _may_meet(layout, members[group], device_of[bucket[0]][group]) for group in groups
-            ):
+            if _all_may_meet(layout, stage, seat_of[bucket[0]]):
                 found.append(index)
     return tuple(found)
+
+
+def _all_may_meet(layout: Layout, stage: int, seats: Sequence[int]) -> bool:
+    """Whether in every group of replicas the devices of a stage can run a collective, and in one there are several."""
+    groups = layout.groups
+    members = [[layout.device_of(replica, stage) for replica in replicas] for replicas in groups.members]
+    return any(len(of_group) > 1 for of_group in members) and all(
+        _may_meet(layout, of_group, layout.device_at(group, seats[groups.kind_of(group)]))
+        for group, of_group in enumerate(members)
+    )
 
 
 def _may_meet(layout: Layout, members: Sequence[int], owner: int) -> bool:

@@ -14,6 +14,9 @@ from itertools import accumulate, chain
 from whale_tf.annotate.cluster import Cluster, VirtualDevice
 from whale_tf.annotate.subgroup import Opened
 from whale_tf.errors import BatchError, DeviceError, Line, PlanError, ScopeError
+from whale_tf.plan.groups import Groups, find_groups
+
+HOST_SEAT = 0  # the first device of the process where a group's first replica has its first stage
 
 
 @dataclass(frozen=True)
@@ -96,41 +99,41 @@ class Layout:
         return self.processes[device] if self.processes else 0
 
     @cached_property
+    def own_devices(self) -> tuple[tuple[int, ...], ...]:
+        """The devices of each process."""
+        found: list[list[int]] = [[] for _ in range(max(self.processes, default=0) + 1)]
+        for index in range(len(self.devices)):
+            found[self.process_of(index)].append(index)
+        return tuple(map(tuple, found))
+
+    @cached_property
     def hosts(self) -> tuple[int, ...]:
         """The first device of each process: where its arguments, tables and variables are."""
-        owners = self.processes or (0,)
-        return tuple(owners.index(process) for process in range(max(owners) + 1))
+        return tuple(own[0] for own in self.own_devices)
 
     def counterpart(self, device: int, process: int) -> int:
         """The device of a process that has the name of another's; its first one if none has."""
         if self.process_of(device) == process:
             return device
-        own = [index for index, owner in enumerate(self.processes) if owner == process]
+        own = self.own_devices[process]
         return next((index for index in own if self.devices[index] == self.devices[device]), own[0])
 
     @cached_property
-    def groups(self) -> tuple[tuple[int, ...], ...]:
-        """The replicas that keep one copy of every variable together: those that are joined by common processes.
+    def groups(self) -> Groups:
+        """The replicas that keep one copy of every variable together."""
+        return find_groups(self.places, self.processes)
 
-        process 0    process 1    process 2          replicas 0 and 1 share process 0, replica 2 has two of its own
-        r0  r1       r2 stage 0   r2 stage 1         groups: (0, 1), (2)
-        """
-        groups: list[tuple[set[int], list[int]]] = []
-        for replica, row in enumerate(self.places):
-            processes, members = {self.process_of(device) for device in row}, [replica]
-            for other in [group for group in groups if group[0] & processes]:
-                groups.remove(other)
-                processes, members = processes | other[0], other[1] + members
-            groups.append((processes, members))
-        return tuple(sorted(tuple(sorted(members)) for _, members in groups))
+    def seat(self, member: int, stage: int) -> int:
+        """The seat of a stage on a group's replica with this number in the group; HOST_SEAT is no replica's."""
+        return 1 + member * len(self.stages) + stage
 
-    def group_of(self, device: int) -> int:
-        """The group that serves a device: that of its process, or the first if its process has no replica."""
-        process = self.process_of(device)
-        for index, group in enumerate(self.groups):
-            if any(self.process_of(place) == process for replica in group for place in self.places[replica]):
-                return index
-        return 0
+    def device_at(self, group: int, seat: int) -> int:
+        """The device that has a seat in a group of replicas."""
+        members = self.groups.members[group]
+        if seat == HOST_SEAT:
+            return self.hosts[self.process_of(self.device_of(members[0], 0))]
+        member, stage = divmod(seat - 1, len(self.stages))
+        return self.device_of(members[member], stage)
 
 
 def read_scopes(opened: Sequence[Opened]) -> Request:

@@ -3,21 +3,23 @@
 A gradient is reduced on its variable's owner, the update is computed there once, and the new value goes to all who use
 the variable. So replicas cannot drift apart, and the update's work and slots are divided over them.
 
-Replicas that have no process in common keep a copy each: their owners get the same reduced gradient and compute the
-same update, since sending new values and slots to and fro would cost more than that. Only the first of these groups
+Groups of replicas that have no process in common keep a copy each: their owners get the same reduced gradient and
+compute the same update, since sending new values and slots to and fro would cost more than that. Only the first group
 runs what must not be run twice, operations with effects, and sums, whose order may differ between machines with other
 numbers of cores: so the copies stay the same, bit for bit.
+
+Places are seats, which mean the same in all groups of one kind: so there is one for each kind.
 
 Source: Xu et al. 2020, Automatic Cross-Replica Sharding of Weight Update.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from whale_tf.ir.graph import Graph, Node, Ref
 from whale_tf.plan.cost import tensor_bytes
-from whale_tf.plan.layout import Layout
+from whale_tf.plan.layout import HOST_SEAT, Layout
 from whale_tf.plan.roles import Roles, variable_of
 
 SUMMING = frozenset(
@@ -32,7 +34,7 @@ SUMMING = frozenset(
 def assign_owners(
     graph: Graph, roles: Roles, stage_of: Mapping[str, int], layout: Layout
 ) -> dict[str, tuple[int, ...]]:
-    """For each trained variable the devices that own it, one in each group of replicas, as indices.
+    """For each trained variable the seats that own it, one for each kind of group.
 
     It is in the variable's stage, on the replica that owns the fewest bytes there; the largest variables choose first.
     """
@@ -41,14 +43,14 @@ def assign_owners(
     for node in graph:
         if node.name in roles.markers:
             size[variable_of(node)] = max(size[variable_of(node)], tensor_bytes(node.outputs[0]))
-    owned: dict[tuple[int, int], int] = {}
-    owner: dict[str, tuple[int, ...]] = {}
-    for name in sorted(size, key=lambda name: -size[name]):
-        replicas = [min(group, key=lambda r: owned.get((stage[name], r), 0)) for group in layout.groups]
-        for replica in replicas:
-            owned[stage[name], replica] = owned.get((stage[name], replica), 0) + max(1, size[name])
-        owner[name] = tuple(layout.device_of(replica, stage[name]) for replica in replicas)
-    return {name: owner[name] for name in size}
+    owner: dict[str, tuple[int, ...]] = dict.fromkeys(size, ())
+    for members in layout.groups.sizes:
+        owned: dict[tuple[int, int], int] = {}
+        for name in sorted(size, key=lambda name: -size[name]):
+            member = min(range(members), key=lambda k: owned.get((stage[name], k), 0))
+            owned[stage[name], member] = owned.get((stage[name], member), 0) + max(1, size[name])
+            owner[name] = (*owner[name], layout.seat(member, stage[name]))
+    return owner
 
 
 def owning_stages(graph: Graph, roles: Roles, stage_of: Mapping[str, int]) -> dict[str, int]:
@@ -67,40 +69,37 @@ def place_update(
     stage_of: Mapping[str, int],
     layout: Layout,
     owner: Mapping[str, tuple[int, ...]],
-) -> dict[str, tuple[int, ...]]:
-    """The devices of every operation that runs once per step: for a gradient its owner's, else its largest input's.
+) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
+    """The seats of every operation that runs once per step: for a gradient its owner's, else its largest input's.
 
-    There is one for each group of replicas, but only the first for what is stateful, and for sums.
+    Returns:
+      for each operation a seat for each kind of group, or one in the first group for those that run there only; and
+      these: what is stateful, and sums.
     """
-    device: dict[str, tuple[int, ...]] = {}
+    seat: dict[str, tuple[int, ...]] = {}
+    once: dict[str, None] = {}
+    kinds = range(len(layout.groups.sizes))
     for node in graph:
         if node.name in roles.markers:
-            device[node.name] = owner[variable_of(node)]
+            seat[node.name] = owner[variable_of(node)]
         elif roles.per_step(node.name):
-            groups = range(1 if node.stateful or node.op in SUMMING else len(layout.groups))
-            device[node.name] = tuple(_largest(graph, node, device, stage_of, layout, group) for group in groups)
-    return device
+            if len(layout.groups) > 1 and (node.stateful or node.op in SUMMING):
+                once[node.name] = None
+            near = [ref for ref in node.inputs if ref.node in seat and (node.name in once or ref.node not in once)]
+            seat[node.name] = tuple(
+                _largest(graph, node, [(ref, seat[ref.node][kind]) for ref in near], stage_of, layout)
+                for kind in (kinds[:1] if node.name in once else kinds)
+            )
+    return seat, tuple(once)
 
 
 def _largest(
-    graph: Graph,
-    node: Node,
-    device: Mapping[str, tuple[int, ...]],
-    stage_of: Mapping[str, int],
-    layout: Layout,
-    group: int,
+    graph: Graph, node: Node, near: Sequence[tuple[Ref, int]], stage_of: Mapping[str, int], layout: Layout
 ) -> int:
-    first = layout.groups[group][0]
+    """Where the largest of some inputs is, each with its seat; without any, where the first micro-batch's is."""
     if any(graph.type_of(ref).dtype == "resource" for ref in node.inputs):
-        return layout.hosts[layout.process_of(layout.device_of(first, 0))]  # a table is only reached where it is
-    placed = [ref for ref in node.inputs if ref.node in device and group < len(device[ref.node])]
-    if placed:
-        return device[max(placed, key=lambda ref: _bytes(graph, ref)).node][group]
+        return HOST_SEAT  # a table is only reached where it is
+    if near:
+        return max(near, key=lambda each: tensor_bytes(graph.type_of(each[0])))[1]
     stages = [stage_of[ref.node] for ref in node.inputs if ref.node in stage_of]
-    if not stages and group == 0:
-        return 0
-    return layout.device_of(first, stages[0] if stages else 0)
-
-
-def _bytes(graph: Graph, ref: Ref) -> int:
-    return tensor_bytes(graph.type_of(ref))
+    return layout.seat(0, stages[0]) if stages else HOST_SEAT

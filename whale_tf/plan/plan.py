@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 from rich.console import RenderableType
 
@@ -16,7 +17,8 @@ from whale_tf.errors import PlanError
 from whale_tf.ir.graph import Ref
 from whale_tf.ir.sharding import Value
 from whale_tf.plan.grid import Action, Grid
-from whale_tf.plan.layout import Layout
+from whale_tf.plan.layout import HOST_SEAT, Layout
+from whale_tf.plan.residency import VariableLayout
 from whale_tf.plan.stage_cost import StageCost
 from whale_tf.plan.table import draw_plan, print_plan
 
@@ -32,14 +34,14 @@ class Plan:
       grid: the order of actions on each device of a replica.
       forward_grid: the same for phases that have no backward.
       stage_of: the stage of every operation that runs per micro-batch.
-      device_of: where every operation runs that runs once per step, as indices into the layout's devices: one for each
-        of the layout's groups of replicas, or only one if it must not run twice.
-      owner: the devices that own each trained variable, one in each group.
+      seat_of: where every operation runs that runs once per step: the seat that it has in a group of replicas, for each
+        kind of group.
+      once: those of them that run in the first group only, and have one seat.
+      variables: where each variable is, and who updates it.
       home_of: the device where the user's variable is, in the first process; elsewhere it is on its counterpart.
       merges: the states of what micro-batches have and the step needs whole; of a gradient, by its marker.
       stages: the cost of each stage.
       buckets: gradients that are reduced together over the replicas, by the names of their markers.
-      unmirrored: variables that the step brings up to date only in the processes that use them.
       collective: the buckets, by index, that the devices of a process reduce by a collective; the others are
         sent to the owner, which adds them.
       values: the states of the step's tensors over the parts of the batch; one that is not listed is whole.
@@ -53,13 +55,13 @@ class Plan:
     grid: Grid
     forward_grid: Grid
     stage_of: Mapping[str, int]
-    device_of: Mapping[str, tuple[int, ...]]
-    owner: Mapping[str, tuple[int, ...]]
+    seat_of: Mapping[str, tuple[int, ...]]
+    once: tuple[str, ...]
+    variables: Mapping[str, VariableLayout]
     home_of: Mapping[str, int]
     merges: Mapping[Ref, Value]
     stages: tuple[StageCost, ...]
     buckets: tuple[tuple[str, ...], ...] = ()
-    unmirrored: tuple[str, ...] = ()
     collective: tuple[int, ...] = ()
     values: Mapping[Ref, Value] = dataclasses.field(default_factory=dict)
 
@@ -91,27 +93,38 @@ class Plan:
             for name, stage in self.stage_of.items()
             if not 0 <= stage < stages
         )
-        home_of = {name: (device,) for name, device in self.home_of.items()}
-        for mapping in (self.device_of, self.owner, home_of):
-            yield from (
-                f"the device of '{name}' is {device}, and there are {devices}"
-                for name, places in mapping.items()
-                for device in places
-                if not 0 <= device < devices
-            )
-        groups = len(self.layout.groups)
         yield from (
-            f"'{name}' has {len(places)} devices, and there are {groups} groups of replicas"
-            for mapping, few in ((self.device_of, 1), (self.owner, groups))
-            for name, places in mapping.items()
-            if len(places) not in (few, groups)
+            f"the home of '{name}' is device {device}, and there are {devices}"
+            for name, device in self.home_of.items()
+            if not 0 <= device < devices
         )
-        yield from (
+        misplaced = [
             f"replica {replica} is on device {device}, and there are {devices}"
             for replica, row in enumerate(self.layout.places)
             for device in row
             if not 0 <= device < devices
-        )
+        ]
+        yield from misplaced or self._wrong_seats()
+
+    def _wrong_seats(self) -> Iterator[str]:
+        kinds, once = self.layout.groups.sizes, set(self.once)
+        seats = {f"'{name}'": (of_kind, 1 if name in once else len(kinds)) for name, of_kind in self.seat_of.items()}
+        owners = {name: variable.owner for name, variable in self.variables.items() if variable.owner}
+        seats |= {f"the owner of '{name}'": (owner, len(kinds)) for name, owner in owners.items()}
+        for title, (of_kind, wanted) in seats.items():
+            if len(of_kind) != wanted:
+                yield f"{title} has {len(of_kind)} seats, and should have {wanted}"
+            for seat, members in zip(of_kind, kinds, strict=False):
+                last = members * len(self.layout.stages)
+                if not 0 <= seat <= last:
+                    yield f"{title} has seat {seat}, and a group of {members} replicas has seats 0 to {last}"
+        yield from (f"'{name}' runs in the first group only, and has no seat" for name in once - {*self.seat_of})
+
+    def device_of(self, name: str, group: int) -> int:
+        """Where what runs once per step runs in a group of replicas; on its host if the plan does not say."""
+        of_kind = self.seat_of.get(name, (HOST_SEAT,))
+        kind = self.layout.groups.kind_of(group)
+        return self.layout.device_at(group, of_kind[kind if kind < len(of_kind) else 0])
 
     @property
     def micro_batches(self) -> int:
@@ -123,7 +136,7 @@ class Plan:
         """Micro-batches of all replicas."""
         return self.layout.replicas * self.micro_batches
 
-    @property
+    @cached_property
     def examples(self) -> int:
         """The global batch; 0 if the step has none."""
         return sum(map(sum, self.sizes))
@@ -140,7 +153,7 @@ class Plan:
 
     @property
     def inline(self) -> bool:
-        """Whether calls may be dissolved: with one micro-batch the data alone gives the order."""
+        """Whether calls may be inlined: with one micro-batch the data alone gives the order."""
         return self.micro_batches == 1
 
     def part_order(self) -> Iterator[tuple[int, int]]:
@@ -149,15 +162,19 @@ class Plan:
 
     def offset(self, replica: int, i: int) -> int:
         """The first example of a micro-batch, in the global batch."""
-        return sum(map(sum, self.sizes[:replica])) + sum(self.sizes[replica][:i])
+        return self._first[replica] + sum(self.sizes[replica][:i])
+
+    @cached_property
+    def _first(self) -> tuple[int, ...]:
+        """The first example of each replica, and the end."""
+        return tuple(accumulate(map(sum, self.sizes), initial=0))
 
     def examples_of(self, process: int) -> tuple[int, int]:
         """The first example that a process's replicas need, and the one after the last; none if it has no replica."""
         layout = self.layout
-        own = [r for r, row in enumerate(layout.places) if any(layout.process_of(place) == process for place in row)]
-        if not own:
-            return 0, 0
-        return self.offset(own[0], 0), self.offset(own[-1], 0) + sum(self.sizes[own[-1]])
+        group = layout.groups.members[layout.groups.of_process[process]]
+        own = [r for r in group if any(layout.process_of(place) == process for place in layout.places[r])]
+        return (self._first[own[0]], self._first[own[-1] + 1]) if own else (0, 0)
 
     def weight(self, replica: int, i: int) -> float:
         """A micro-batch's part of the examples; the same for all if the step has no batch."""
@@ -192,8 +209,9 @@ class Plan:
             grid=_grid_message(self.grid),
             forward_grid=_grid_message(self.forward_grid),
             stage_of=self.stage_of,
-            device_of=_places_message(self.device_of),
-            owner=_places_message(self.owner),
+            seat_of={name: plan_pb2.Seats(kinds=of_kind) for name, of_kind in self.seat_of.items()},
+            once=self.once,
+            variables={name: _variable_message(variable) for name, variable in self.variables.items()},
             home_of=self.home_of,
             merges=_values_message(self.merges),
             states=_values_message(self.values),
@@ -202,7 +220,6 @@ class Plan:
                 plan_pb2.Bucket(markers=markers, collective=index in self.collective)
                 for index, markers in enumerate(self.buckets)
             ],
-            unmirrored=self.unmirrored,
         )
 
     @classmethod
@@ -215,21 +232,21 @@ class Plan:
         """
         costs = [field.name for field in dataclasses.fields(StageCost)]
         return cls(
-            _layout(message.layout),
-            tuple(tuple(row.examples) for row in message.sizes),
-            message.schedule,
-            _grid(message.grid),
-            _grid(message.forward_grid),
-            dict(sorted(message.stage_of.items())),
-            _places(message.device_of),
-            _places(message.owner),
-            dict(sorted(message.home_of.items())),
-            _values(message.merges),
-            tuple(StageCost(*(getattr(stage, name) for name in costs)) for stage in message.stages),
-            tuple(tuple(bucket.markers) for bucket in message.buckets),
-            tuple(message.unmirrored),
-            tuple(index for index, bucket in enumerate(message.buckets) if bucket.collective),
-            _values(message.states),
+            layout=_layout(message.layout),
+            sizes=tuple(tuple(row.examples) for row in message.sizes),
+            schedule=message.schedule,
+            grid=_grid(message.grid),
+            forward_grid=_grid(message.forward_grid),
+            stage_of=dict(sorted(message.stage_of.items())),
+            seat_of={name: tuple(message.seat_of[name].kinds) for name in sorted(message.seat_of)},
+            once=tuple(message.once),
+            variables={name: _variable(message.variables[name]) for name in sorted(message.variables)},
+            home_of=dict(sorted(message.home_of.items())),
+            merges=_values(message.merges),
+            stages=tuple(StageCost(*(getattr(stage, name) for name in costs)) for stage in message.stages),
+            buckets=tuple(tuple(bucket.markers) for bucket in message.buckets),
+            collective=tuple(index for index, bucket in enumerate(message.buckets) if bucket.collective),
+            values=_values(message.states),
         )
 
 
@@ -256,12 +273,19 @@ def _layout(message: plan_pb2.Layout) -> Layout:
     )
 
 
-def _places_message(places: Mapping[str, tuple[int, ...]]) -> dict[str, plan_pb2.Places]:
-    return {name: plan_pb2.Places(devices=devices) for name, devices in places.items()}
+def _variable_message(variable: VariableLayout) -> plan_pb2.VariableLayout:
+    return plan_pb2.VariableLayout(
+        owner=variable.owner,
+        everywhere=variable.everywhere,
+        returned=variable.returned,
+        stages=variable.stages,
+        seats=[plan_pb2.Seats(kinds=of_kind) for of_kind in variable.seats],
+    )
 
 
-def _places(message: Mapping[str, plan_pb2.Places]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(message[name].devices) for name in sorted(message)}
+def _variable(message: plan_pb2.VariableLayout) -> VariableLayout:
+    seats = tuple(tuple(of_kind.kinds) for of_kind in message.seats)
+    return VariableLayout(tuple(message.owner), message.everywhere, message.returned, tuple(message.stages), seats)
 
 
 def _values_message(values: Mapping[Ref, Value]) -> list[plan_pb2.Merge]:

@@ -12,7 +12,6 @@ from whale_tf.plan.buckets import choose_collectives, fill_buckets
 from whale_tf.plan.check_schedule import check_grid
 from whale_tf.plan.layout import Layout, Request
 from whale_tf.plan.merges import find_merges
-from whale_tf.plan.mirroring import find_unmirrored
 from whale_tf.plan.owners import assign_owners, place_update
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.refusals import (
@@ -20,6 +19,7 @@ from whale_tf.plan.refusals import (
     refuse_own_data,
     refuse_unused_gradients,
 )
+from whale_tf.plan.residency import lay_out_variables
 from whale_tf.plan.roles import Roles
 from whale_tf.plan.schedule import make_grid
 from whale_tf.plan.stage_cost import stage_costs
@@ -72,27 +72,27 @@ def make_plan(graph: Graph, roles: Roles, values: Mapping[Ref, Value], facts: Fa
 
     stage_of = assign_stages(graph, roles, facts.request.stage_of_scope, stages, facts.line_of)
     owner = assign_owners(graph, roles, stage_of, layout)
-    device_of = place_update(graph, roles, stage_of, layout, owner)
-    buckets = fill_buckets(graph, roles, layout, device_of)
+    seat_of, once = place_update(graph, roles, stage_of, layout, owner)
+    buckets = fill_buckets(graph, roles, layout, seat_of)
 
     forward_grid = make_grid(facts.schedule, stages, micro_batches, devices=layout.rows, backward=False)
     grid = make_grid(facts.schedule, stages, micro_batches, devices=layout.rows) if roles.backward else forward_grid
     report = check_grid(grid)
 
     return Plan(
-        layout,
-        facts.sizes,
-        facts.schedule,
-        grid,
-        forward_grid,
-        stage_of,
-        device_of,
-        owner,
-        facts.home_of,
-        find_merges(graph, roles, values) if parts > 1 else {},
-        stage_costs(facts.micro, roles, stage_of, layout.stages, report.peak_live),
-        buckets,
-        find_unmirrored(graph, roles, layout, facts.refusable),
-        choose_collectives(graph, buckets, layout, stage_of, device_of),
-        {ref: value for ref, value in values.items() if value.state != WHOLE} if parts > 1 else {},
+        layout=layout,
+        sizes=facts.sizes,
+        schedule=facts.schedule,
+        grid=grid,
+        forward_grid=forward_grid,
+        stage_of=stage_of,
+        seat_of=seat_of,
+        once=once,
+        variables=lay_out_variables(graph, roles, stage_of, seat_of, layout, owner, facts.refusable),
+        home_of=facts.home_of,
+        merges=find_merges(graph, roles, values) if parts > 1 else {},
+        stages=stage_costs(facts.micro, roles, stage_of, layout.stages, report.peak_live),
+        buckets=buckets,
+        collective=choose_collectives(graph, buckets, layout, stage_of, seat_of),
+        values={ref: value for ref, value in values.items() if value.state != WHOLE} if parts > 1 else {},
     )

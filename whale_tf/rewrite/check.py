@@ -5,63 +5,55 @@
     gradients  every micro-batch of every replica reaches every gradient once, with its share of the examples
     order      Send and Recv pair up, nothing crosses a device without them, and nothing waits for itself
 
-It knows nothing of how `cut`, `bind` and `merge` work, only what they must give. Time is linear in nodes and edges.
+It knows nothing of how `cut`, `bind` and `combine` work, only what they must give. Time is linear in nodes and edges.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from whale_tf.errors import InternalError
 from whale_tf.ir.functions import functions_of
 from whale_tf.ir.graph import ALIAS_OPS, BOUNDARY_OPS, Graph, Node, Ref
 from whale_tf.ir.sizes import Sizes
 from whale_tf.plan.answers import RANDOM
-from whale_tf.plan.plan import Plan
 from whale_tf.plan.roles import Roles
 from whale_tf.plan.rules import shape_operands
 from whale_tf.plan.states import FREE
-from whale_tf.rewrite.bind import Functions
 from whale_tf.rewrite.check_calls import Calls
 from whale_tf.rewrite.check_transfers import faulty_transfers
 from whale_tf.rewrite.check_values import Correspondence
 from whale_tf.rewrite.cut import Key, StageFunction
 from whale_tf.rewrite.program import Program
+from whale_tf.rewrite.step_program import Functions, StepProgram
 
 _SHOWN_OFFENDERS = 20
 
 
-def check(
-    graph: Graph,
-    roles: Roles,
-    plan: Plan,
-    sizes: Sizes,
-    variants: Mapping[int, Functions],
-    program: Program,
-) -> None:
-    """Refuses a program that is not the user's step under this plan.
+def check(step: StepProgram, sizes: Sizes, program: Program) -> None:
+    """Refuses a program that is not the user's step under its plan.
 
     Args:
-      graph: the step at the global batch, with its changes of state.
+      step: the step as it was cut.
       sizes: what it is at other sizes.
-      variants: its stage functions at each size of micro-batch.
-      program: what `bind` made of them; `ir.verify` has accepted its graphs.
+      program: what `bind` made of it for some groups of replicas; `ir.verify` has accepted its graphs. What goes on
+        between these and other groups is checked as far as it is seen here.
     Raises:
       InternalError: with the offenders, and how many there are.
     """
-    offenders = list(faulty_transfers(plan, program))
+    graph, roles, variants = step.graph, step.roles, step.variants
+    offenders = list(faulty_transfers(step.plan, program))
     needed = _needed(graph)
     for size, variant in variants.items():
         offenders += _wrong_stages(graph, roles, variant, needed, f" for {size} examples" if len(variants) > 1 else "")
         for function in variant.values():
             offenders += _wrong_inputs(graph, function, sizes, size)
-    calls = Calls(graph, plan, variants, program)
+    calls = Calls(step, program)
     offenders += calls.faults()
-    correspondence = Correspondence(calls, graph, roles)
+    correspondence = Correspondence(calls)
     offenders += correspondence.faults()
     once = [graph[name] for name in needed if not roles.per_micro_batch(name)]
-    groups = len(plan.layout.groups)
-    offenders += _wrong_copies(once, roles, variants, program, correspondence.images, groups)
+    offenders += _wrong_copies(once, step, program, correspondence.images, calls.groups)
     if not offenders:
         return
     details = offenders[:_SHOWN_OFFENDERS]
@@ -145,27 +137,27 @@ def _says_size(function: StageFunction, given: Ref, target: Node, position: int,
 
 def _wrong_copies(
     once: Iterable[Node],
-    roles: Roles,
-    variants: Mapping[int, Functions],
+    step: StepProgram,
     program: Program,
     images: Mapping[str, Mapping[str, None]],
-    groups: int,
+    groups: Sequence[int],
 ) -> Iterator[str]:
     """Operations of the main graph that are there too often, not at all, or for nothing.
 
-    What has no effect may be once in each group of replicas.
+    What has no effect is once in each group of replicas.
     """
-    functions = [function for variant in variants.values() for function in variant.values()]
-    somewhere = {node.name for function in functions for node in function.graph}
+    somewhere = {node.name for function in step.functions.values() for node in function.graph}
     for node in once:
         copies = list(images.get(node.name, ()))
         if node.op in BOUNDARY_OPS or node.op in ALIAS_OPS:
             continue
-        if node.stateful or roles.phase[node.name] != FREE:
+        if step.runs_once(node.name) or not step.copyable(node.name):
+            everywhere = node.name in step.needed_everywhere
+            wanted = len(groups) if everywhere else int(0 in groups)
             processes = {program.process_of(program.main[copy]) for copy in copies}
-            if not 1 <= len(copies) <= (1 if node.stateful else groups) or len(processes) != len(copies):
+            if len(copies) != wanted or len(processes) != len(copies):
                 yield f"{_title(node)} runs once per step, and is {len(copies)} times in the main graph: {copies}"
-        elif not copies and node.name not in somewhere:
+        elif not copies and node.name not in somewhere and (0 in groups or node.name in step.needed_everywhere):
             yield f"{_title(node)} is needed and nowhere in the program"
     known = {image for copies in images.values() for image in copies}
     for node in program.main:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from math import isclose
 from typing import NamedTuple
 
 from whale_tf.errors import ScheduleError
-from whale_tf.ir.graph import Graph, Node, Ref
+from whale_tf.ir.graph import Node, Ref
 from whale_tf.plan.grid import Action
-from whale_tf.plan.plan import Plan
-from whale_tf.rewrite.bind import Functions
-from whale_tf.rewrite.check_transfers import reductions, sends
+from whale_tf.rewrite.check_transfers import meetings, sends
 from whale_tf.rewrite.cut import Key, Source, StageFunction
 from whale_tf.rewrite.program import Program
+from whale_tf.rewrite.step_program import Functions, StepProgram
 
 WEIGHT_TOLERANCE = 1e-6  # weights are written as float32
 
@@ -35,32 +34,39 @@ class Calls:
     """The Calls of a program, read back.
 
     Attributes:
-      graph: the step, with its changes of state.
-      variants: its stage functions at each size of micro-batch.
-      parts: every (replica, micro-batch) in the order of the examples.
-      weights: its share of the examples.
+      groups: the groups of replicas that the program holds.
+      parts: their (replica, micro-batch)es in the order of the examples.
+      weights: each one's share of the examples.
       by_name: the Calls that make sense, by the name of their node.
     """
 
-    graph: Graph
-    plan: Plan
-    variants: Mapping[int, Functions]
+    step: StepProgram
     program: Program
 
     def __post_init__(self) -> None:
-        self.main = self.program.main
-        self.sent = sends(self.main)
-        self.reductions = reductions(self.main)
-        self.parts: list[Part] = list(self.plan.part_order())
+        self.main, self.graph, self.plan = self.program.main, self.step.graph, self.step.plan
+        self.sent, self.meetings = sends(self.main), meetings(self.main)
+        groups = self.plan.layout.groups
+        self.groups = sorted({groups.of_process[process] for process in self.program.present})
+        self.parts: list[Part] = sorted(part for group in self.groups for part in self.parts_of(group))
         self.weights = {part: self.plan.weight(*part) for part in self.parts}
         ranges = {part: (self.plan.offset(*part), self.plan.sizes[part[0]][part[1]]) for part in self.parts}
         self.of_range = {examples: part for part, examples in ranges.items()}
         read = {node.name: self._read(node) for node in self.main if node.op == "Call"}
         self.by_name = {name: called for name, called in read.items() if called is not None}
 
+    def parts_of(self, group: int) -> list[Part]:
+        """The (replica, micro-batch)es of a group of replicas, in the order of the examples."""
+        members, count = self.plan.layout.groups.members[group], self.plan.micro_batches
+        return [(replica, i) for replica in members for i in range(count)]
+
+    def group_of(self, ref: Ref) -> int:
+        """The group of replicas that has a tensor of the main graph."""
+        return self.plan.layout.groups.of_process[self.program.process_of(self.main[ref.node])]
+
     def functions_of(self, part: Part) -> Functions:
         """The stage functions at the size of a micro-batch."""
-        return self.variants[self.plan.sizes[part[0]][part[1]]]
+        return self.step.variants[self.plan.sizes[part[0]][part[1]]]
 
     def faults(self) -> Iterator[str]:
         """Calls that are missing, repeated, misplaced, or that take another micro-batch's values."""

@@ -9,24 +9,50 @@ hand on. A sum must have each micro-batch of each replica once, with its weight:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isclose
+from types import MappingProxyType
 from typing import NamedTuple
 
 from whale_tf.ir.graph import Graph, Node, Ref
+from whale_tf.ir.sharding import Reduction
 from whale_tf.rewrite.check_calls import WEIGHT_TOLERANCE, Called, Calls, Part
-from whale_tf.rewrite.check_transfers import REDUCTIONS
+from whale_tf.rewrite.check_transfers import meeting_of
+from whale_tf.rewrite.combine import BETWEEN, FOLDS
+from whale_tf.rewrite.program import BETWEEN_GROUPS, COLLECTIVES
 
-ADDED = frozenset({"AddV2", "AddN"})
-JOINED = frozenset({"ConcatV2"})
+
+@dataclass(frozen=True)
+class Way:
+    """How parts may be put together.
+
+    Attributes:
+      ops: operations that do it.
+      reduction: what AllReduce does; empty if it must not stand in the way.
+      along: the operation that does it along a dim, to what AllGather has brought.
+    """
+
+    ops: frozenset[str]
+    reduction: str = ""
+    along: str = ""
+
+
+ADDED = Way(frozenset({"AddV2", "AddN"}), *BETWEEN[Reduction.SUM])
+JOINED = Way(frozenset({"ConcatV2"}))
+FOLDED: Mapping[Reduction, Way] = MappingProxyType(
+    {reduction: Way(frozenset({op}), *BETWEEN[reduction]) for reduction, op in FOLDS.items()}
+)
+# What changes how pieces lie, but not which are there.
+MOVED = frozenset({"Transpose", "ExpandDims"})
 
 
 class Term(NamedTuple):
-    """One summand: a micro-batch's value, times a weight."""
+    """One summand: a micro-batch's value, times a weight; and how often it is reduced over all groups on its way."""
 
     part: Part
     weight: float
+    times: int = 0
 
 
 class _Place(NamedTuple):
@@ -35,6 +61,7 @@ class _Place(NamedTuple):
     call: Called | None
     ref: Ref
     weight: float
+    times: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,14 +72,14 @@ class Sum:
       title: what it is, for messages.
       given: the tensor of the main graph.
       wanted: the tensor of the step of which each micro-batch contributes its own.
-      by: the operations that may put its parts together.
+      by: how its parts may be put together.
       marker: the gradient marker whose sums calls hand on; empty if it is no gradient.
     """
 
     title: str
     given: Ref
     wanted: Ref
-    by: frozenset[str]
+    by: Way
     marker: str = ""
 
     def terms(self, calls: Calls) -> Iterator[Term | str]:
@@ -77,59 +104,83 @@ class Sum:
         ref, weight = calls.origin(place.ref), place.weight
         node = calls.main[ref.node]
         if node.op == "Call":
-            return self._given_by(calls.by_name.get(node.name), ref, weight)
+            return self._given_by(calls.by_name.get(node.name), place._replace(ref=ref))
+        items = self._items(calls, node, ref)
+        if items is not None:
+            return [place._replace(ref=item) for item in items]
         scale = scaled(calls.main, node)
         if scale is not None:
-            return [_Place(None, scale[0], weight * scale[1])]
-        if node.op in self.by:
-            items = node.inputs[:-1] if node.op == "ConcatV2" else node.inputs
-            return [_Place(None, item, weight) for item in items]
-        if node.op == "Reshape" and self.by == JOINED and calls.slice_of(node, calls.graph[self.wanted.node]) is None:
-            return [_Place(None, node.inputs[0], weight)]
+            return [place._replace(ref=scale[0], weight=weight * scale[1])]
         if node.op == "WhaleSum":
-            parts, scale = node.attrs["parts"], node.attrs["scale"]
-            return [_Place(None, item, weight * scale) for item in node.inputs[ref.index * parts :][:parts]]
-        if node.op in REDUCTIONS:
-            peers = calls.reductions[node.attrs["id"]]
-            return [_Place(None, peer.inputs[ref.index], weight * node.attrs["scale"]) for peer in peers]
-        if node.op == "Mul" and isinstance(main_value(calls.main, node.inputs[1]), tuple):  # the rows of a shape
-            return [_Place(None, node.inputs[0], weight)]
-        if node.op == "AddV2" and self.by == JOINED:  # positions, as the whole batch counts them
-            return [_Place(None, node.inputs[0], weight)]
+            parts, number = node.attrs["parts"], node.attrs["scale"]
+            items = node.inputs[ref.index * parts :][:parts]
+            return [place._replace(ref=item, weight=weight * number) for item in items]
+        if node.op in COLLECTIVES:
+            return self._in_collective(calls, node, place._replace(ref=ref))
         if node.op == "Const":
             return [] if node.attrs["value"] == 0 else None
         part = calls.slice_of(node, calls.graph[self.wanted.node])
-        return None if part is None else Term(part, weight)
+        return None if part is None else Term(part, weight, place.times)
 
-    def _given_by(self, called: Called | None, ref: Ref, weight: float) -> Term | list[_Place] | None:
+    def _items(self, calls: Calls, node: Node, ref: Ref) -> Sequence[Ref] | None:
+        """What an operation that only puts parts together takes; None for another one."""
+        if node.op in self.by.ops and not (node.op == "Mul" and scaled(calls.main, node)):
+            return node.inputs[:-1] if node.op == "ConcatV2" else node.inputs
+        if self.by == JOINED:
+            whole = node.op == "Reshape" and calls.slice_of(node, calls.graph[self.wanted.node]) is None
+            counted = node.op == "AddV2"  # positions, as the whole batch counts them
+            if whole or counted or node.op in MOVED:
+                return node.inputs[:1]
+            return [] if node.op == "Slice" and 0 in _numbers(calls.main, node.inputs[2]) else None
+        gathered = node.op == self.by.along and calls.main[node.inputs[0].node].op == "AllGather"
+        if gathered or node.op == "ExpandDims":
+            return node.inputs[:1]
+        return node.inputs[:1] if node.op == "Mul" and _numbers(calls.main, node.inputs[1]) else None  # rows of a shape
+
+    def _in_collective(self, calls: Calls, node: Node, place: _Place) -> list[_Place] | None:
+        """What all nodes of a collective take, in the order of their processes."""
+        between, joins = node.op in BETWEEN_GROUPS, node.op == "AllGather"
+        adds = node.op == "Reduce" or node.attrs.get("reduction") == self.by.reduction.encode()
+        if not (joins or (adds and self.by.reduction)):
+            return None
+        peers = calls.meetings[meeting_of(node)]
+        if between:
+            peers = sorted(peers, key=lambda peer: calls.group_of(Ref(peer.name)))
+        weight, times = place.weight * node.attrs.get("scale", 1.0), place.times + between
+        return [_Place(None, peer.inputs[place.ref.index], weight, times) for peer in peers]
+
+    def _given_by(self, called: Called | None, place: _Place) -> Term | list[_Place] | None:
         if called is None:
             return None
-        results, sums = called.function.results, called.function.sums
+        ref, results, sums = place.ref, called.function.results, called.function.sums
         if ref.index < len(results):
             is_it = not self.marker and results[ref.index] == self.wanted
-            return Term(called.part, weight) if is_it else None
+            return Term(called.part, place.weight, place.times) if is_it else None
         if sums[ref.index - len(results)] != self.marker:
             return None
-        return [_Place(called, called.function.graph.outputs[ref.index], weight)]
+        return [place._replace(call=called, ref=called.function.graph.outputs[ref.index])]
 
     def _in_call(self, calls: Calls, call: Called, place: _Place) -> Term | list[_Place] | None:
         """The same inside a stage function, where the micro-batch's own gradient is added to the sum so far."""
-        function, ref, weight, wanted = call.function, place.ref, place.weight, self.wanted
-        node = function.graph[ref.node]
+        function, ref, wanted = call.function, place.ref, self.wanted
+        node, term = function.graph[ref.node], Term(call.part, place.weight, place.times)
         if ref == wanted:
-            return Term(call.part, weight)
+            return term
         if node.op == "Argument":
             source = function.arguments[node.attrs["index"]]
             if source.kind == "sum" and source.name == self.marker:
-                return [_Place(None, call.node.inputs[node.attrs["index"]], weight)]
-            return Term(call.part, weight) if source.ref == wanted else None
+                return [place._replace(call=None, ref=call.node.inputs[node.attrs["index"]])]
+            return term if source.ref == wanted else None
         if node.op == "AddV2":
-            return [_Place(call, item, weight) for item in node.inputs]
+            return [place._replace(ref=item) for item in node.inputs]
         return None
 
 
-def differences(title: str, terms: Iterable[Term], expected: Mapping[Part, float]) -> Iterator[str]:
-    """In what a sum is not the expected one: every part once, times its weight."""
+def differences(title: str, terms: Sequence[Term], expected: Mapping[Part, float], *, times: int = 0) -> Iterator[str]:
+    """In what a sum is not the expected one: every part once, with its weight, so often reduced between groups."""
+    if any(term.times != times for term in terms):
+        found = terms[0].times
+        yield f"{title} is put together {found} times between the groups of replicas, and should be {times} times"
     counts: dict[Part, int] = {}
     weights: dict[Part, float] = {}
     for term in terms:
@@ -144,9 +195,10 @@ def differences(title: str, terms: Iterable[Term], expected: Mapping[Part, float
             yield f"{title} weighs {name} by {weights.get(part, 0.0):.9g}, and should by {expected[part]:.9g}"
 
 
-def main_value(main: Graph, ref: Ref) -> object:
-    """The value of a constant that a pass put there; None for anything else."""
-    return main[ref.node].attrs.get("value") if main[ref.node].op == "Const" else None
+def _numbers(main: Graph, ref: Ref) -> tuple[int, ...]:
+    """The elements of a constant vector that a pass put there; none of anything else."""
+    value = main[ref.node].attrs.get("value") if main[ref.node].op == "Const" else None
+    return value if isinstance(value, tuple) else ()
 
 
 def scaled(main: Graph, node: Node) -> tuple[Ref, float] | None:

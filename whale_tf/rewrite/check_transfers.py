@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping
 
 from whale_tf.ir.graph import Graph, Node
 from whale_tf.plan.plan import Plan
-from whale_tf.rewrite.program import Program
+from whale_tf.rewrite.program import BETWEEN_GROUPS, COLLECTIVES, Program
 
-REDUCTIONS = frozenset({"AllReduce", "Reduce"})  # each waits for what all nodes of the same number take
 _SHOWN_CIRCLE = 8
 
 
@@ -21,7 +20,7 @@ def faulty_transfers(plan: Plan, program: Program) -> Iterator[str]:
     """What could make a device wait for ever, or read a tensor of another."""
     yield from _wrong_devices(program)
     yield from _wrong_pairs(program)
-    yield from _wrong_reductions(program)
+    yield from _wrong_between_groups(plan, program)
     yield from _wrong_collectives(program)
     yield from _wrong_order(plan, program)
     yield from _circle(program.main)
@@ -32,12 +31,17 @@ def sends(main: Graph) -> dict[bytes, Node]:
     return {node.attrs["key"]: node for node in main if node.op == "Send"}
 
 
-def reductions(main: Graph) -> dict[int, list[Node]]:
-    """The AllReduce or Reduce nodes of each number."""
-    found: dict[int, list[Node]] = {}
+def meeting_of(node: Node) -> object:
+    """What the nodes of one collective have in common."""
+    return node.attrs["label"] if node.op in BETWEEN_GROUPS else (node.attrs["id"], node.attrs["devices"])
+
+
+def meetings(main: Graph) -> dict[object, list[Node]]:
+    """The nodes of each collective; each waits for what all of them take."""
+    found: dict[object, list[Node]] = {}
     for node in main:
-        if node.op in REDUCTIONS:
-            found.setdefault(node.attrs["id"], []).append(node)
+        if node.op in COLLECTIVES:
+            found.setdefault(meeting_of(node), []).append(node)
     return found
 
 
@@ -53,35 +57,30 @@ def _wrong_devices(program: Program) -> Iterator[str]:
                 yield f"input {position} of {here} is '{ref}' on device {other}, without Send and Recv"
 
 
-def _wrong_reductions(program: Program) -> Iterator[str]:
-    """AllReduces that not all of their processes take part in once, or in which these disagree."""
-    numbers: set[int] = set()
-    for node in program.main:
-        if node.op == "Send" and "id" in node.attrs:
-            if node.attrs["id"] in numbers:
-                yield f"'{node.name}' has number {node.attrs['id']}, as another has"
-            numbers.add(node.attrs["id"])
-        between = program.processes[node.device] != program.processes[_other(node)] if program.processes else False
-        if node.op in ("Send", "Recv") and between != ("id" in node.attrs):
-            has, goes = ("has no", "goes") if between else ("has a", "does not go")
-            yield f"'{node.name}' {has} number, and {goes} to another process"
-    for number, nodes in reductions(program.main).items():
-        if nodes[0].op != "AllReduce":
+def _wrong_between_groups(plan: Plan, program: Program) -> Iterator[str]:
+    """Collectives in which not every group takes part once, from a process of its own, or in which they disagree."""
+    groups = plan.layout.groups
+    for label, nodes in meetings(program.main).items():
+        if nodes[0].op not in BETWEEN_GROUPS:
             continue
-        ranks = [program.process_of(node) for node in nodes]
-        if any(sorted(node.attrs["ranks"]) != sorted(ranks) or node.attrs != nodes[0].attrs for node in nodes):
-            yield f"AllReduce {number} of processes {list(nodes[0].attrs['ranks'])} is done by {ranks}, or not alike"
+        title, ranks = f"{nodes[0].op} {label!r}", nodes[0].attrs["ranks"]
+        if [groups.of_process.get(rank) for rank in ranks] != list(range(len(groups))):
+            yield f"{title} is of processes {list(ranks)}, and there must be one of each of {len(groups)} groups"
+        processes = [program.process_of(node) for node in nodes]
+        wanted = [rank for rank in ranks if rank in program.present]
+        unlike = any(node.op != nodes[0].op or node.attrs != nodes[0].attrs for node in nodes)
+        if unlike or sorted(processes) != sorted(wanted):
+            yield f"{title} of processes {list(ranks)} is done by {processes}, or not alike"
         if any([kind.dtype for kind in node.outputs] != [kind.dtype for kind in nodes[0].outputs] for node in nodes):
-            yield f"AllReduce {number} reduces other types in each process"
-        if number in numbers or len(set(ranks)) != len(ranks):
-            yield f"AllReduce {number} is done twice by a process, or has the number of a Send"
+            yield f"{title} has other types in each process"
 
 
 def _wrong_collectives(program: Program) -> Iterator[str]:
     """Reduces that not all of their devices take part in once and alike, or that may start in another order."""
-    for number, nodes in reductions(program.main).items():
+    for nodes in meetings(program.main).values():
         if nodes[0].op != "Reduce":
             continue
+        number = nodes[0].attrs["id"]
         devices = [node.device for node in nodes]
         unlike = any(node.op != "Reduce" or node.attrs != nodes[0].attrs for node in nodes)
         if unlike or sorted(nodes[0].attrs["devices"]) != sorted(devices) or len({*devices}) != len(devices):
@@ -97,11 +96,6 @@ def _wrong_collectives(program: Program) -> Iterator[str]:
             if before is not None and (before.name not in node.control or before.attrs["id"] >= node.attrs["id"]):
                 yield f"'{node.name}' does not wait for '{before.name}', the Reduce before it, or has a lower number"
             last[node.device] = node
-
-
-def _other(node: Node) -> int:
-    """The other end of a transfer; the device itself of what is none."""
-    return int(node.attrs.get("to", node.attrs.get("source", node.device)))
 
 
 def _wrong_pairs(program: Program) -> Iterator[str]:
@@ -123,8 +117,6 @@ def _wrong_pairs(program: Program) -> Iterator[str]:
                 f"key '{name}' is sent from device {send.device} to {send.attrs['to']}"
                 f" and received on device {receive.device} from {receive.attrs['source']}"
             )
-        if send.attrs.get("id") != receive.attrs.get("id"):
-            yield f"key '{name}' is sent as number {send.attrs.get('id')} and received as {receive.attrs.get('id')}"
         if send.attrs["T"] != receive.attrs["T"]:
             yield f"key '{name}' is sent as {send.attrs['T']} and received as {receive.attrs['T']}"
 
@@ -159,15 +151,15 @@ def _wrong_order(plan: Plan, program: Program) -> Iterator[str]:
 
 def _circle(main: Graph) -> Iterator[str]:
     """Nodes that wait for themselves, by data, control, or through a transfer."""
-    sent, reduced = sends(main), reductions(main)
+    sent, met = sends(main), meetings(main)
     needs: dict[str, list[str]] = {}
     users: dict[str, list[str]] = {name: [] for name in main.nodes}
     for node in main:
         before = [*(ref.node for ref in node.inputs), *node.control]
         if node.op == "Recv" and node.attrs["key"] in sent:
             before.append(sent[node.attrs["key"]].name)
-        if node.op in REDUCTIONS:  # each waits for what all the others take and wait for
-            peers = reduced[node.attrs["id"]]
+        if node.op in COLLECTIVES:  # each waits for what all the others take and wait for
+            peers = met[meeting_of(node)]
             taken = [ref.node for peer in peers for ref in peer.inputs]
             before = list(dict.fromkeys([*taken, *(name for peer in peers for name in peer.control)]))
         needs[node.name] = before

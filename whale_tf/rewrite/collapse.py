@@ -19,8 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from whale_tf.ir.graph import Graph, Node, Ref
-from whale_tf.rewrite.check_transfers import reductions
-from whale_tf.rewrite.placed import HOST
+from whale_tf.rewrite.check_transfers import meeting_of, meetings
 from whale_tf.rewrite.program import Program
 
 LEFT_OUT = frozenset({"Send", "Recv", "Assign"})
@@ -36,7 +35,7 @@ def collapse(program: Program) -> Program:
             ref = received[ref.node]
         return ref
 
-    reduced = reductions(program.main)
+    reduced = meetings(program.main)
     nodes: list[Node] = []
     last: tuple[str, ...] = ()
     for node in program.main:
@@ -45,13 +44,13 @@ def collapse(program: Program) -> Program:
             if node.op == "Call":
                 control, last = (*dict.fromkeys((*control, *last)),), (node.name,)
             inputs = tuple(source(ref) for ref in node.inputs)
-            device = node.device if node.op == "Read" else HOST  # a variable can only be read where it is
+            device = node.device if node.op == "Read" else program.host  # a variable can only be read where it is
             node = node.with_(inputs=inputs, control=control, device=device)
-            nodes.append(_added(node, reduced[node.attrs["id"]], source) if node.op == "Reduce" else node)
+            nodes.append(_added(node, reduced[meeting_of(node)], source) if node.op == "Reduce" else node)
     calls = [node.name for node in nodes if node.op == "Call"]
     main = Graph.of(nodes, [source(ref) for ref in program.main.outputs], calls)
     whole = {ref: tuple(map(source, places)) for ref, places in program.whole.items()}
-    # A call that is not dissolved has a name in the message.
+    # A call that is not inlined has a name in the message.
     return replace(program, main=main, inline=False, whole=whole)
 
 

@@ -4,7 +4,7 @@
     After:   g = Call();  c = CheckNumerics(g);  v = Sub(r, g);  n = NoOp() after c, g, v;  Assign(v) after n
 
 It waits for the calls and, in the update, for all but plain arithmetic, whose shapes were checked when the step was
-traced: with every new value awaited, old and new would be in memory together. Of a call that is dissolved into the
+traced: with every new value awaited, old and new would be in memory together. Of a call that is inlined into the
 main graph only its side effects are still a call's end; so what takes its values is waited for too. Waiting is
 gathered on each device first, so that one edge leaves it. Each process holds its own back.
 """

@@ -19,9 +19,10 @@ from whale_tf.ir.sharding import Apart
 from whale_tf.plan.local import AS_IS
 from whale_tf.plan.resources import written_resource, written_resources
 from whale_tf.plan.states import FREE, States
-from whale_tf.rewrite.placed import HOST
-from whale_tf.rewrite.probe import NO_VALUES
 from whale_tf.rewrite.program import Program
+from whale_tf.rewrite.step_program import NO_VALUES
+
+DEVICE = 0  # the only one
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,16 @@ def isolate(states: States, given: Collection[Ref], device: str) -> Isolated:
         if ref not in taken:
             name = f"given/{len(taken)}"
             attrs = {"index": len(taken), "batch": False}
-            nodes.append(Node(name, "Take", attrs=attrs, outputs=(graph.type_of(ref),), device=HOST))
+            nodes.append(Node(name, "Take", attrs=attrs, outputs=(graph.type_of(ref),), device=DEVICE))
             taken[ref] = Ref(name)
         return taken[ref]
 
     for node in graph:
         if node.op in ("Captured", "Handle"):
-            nodes.append(node.with_(op="Outside", device=HOST))
+            nodes.append(node.with_(op="Outside", device=DEVICE))
             computed.add(node.name)
         elif node.name not in left_out and all(ref in known or ref.node in computed for ref in node.inputs):
-            made = node.with_(inputs=tuple(map(take, node.inputs)), control=(), device=HOST)
+            made = node.with_(inputs=tuple(map(take, node.inputs)), control=(), device=DEVICE)
             nodes.append(made)
             computed.add(node.name)
             if states.level[node.name] != FREE:

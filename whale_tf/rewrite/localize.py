@@ -1,9 +1,9 @@
 """One process's part of a program: its devices' nodes, and its copy of the outputs.
 
-    Before:  a = Call() on 0;  Send(a) on 0 id 3;  b = Recv() on 1 id 3;  c = Call(b) on 1     1 is of process 1
-    After:   b = Recv() on 1 id 3;  c = Call(b) on 1                                           in process 1
+    Before:  a = Call() on 0;  Send(a) on 0;  b = Recv() on 1;  c = Call(b) on 1     device 1 is of process 1
+    After:   b = Recv() on 1;  c = Call(b) on 1                                      in process 1
 
-Nothing but Send, Recv and AllReduce joins the parts, so each is a program of its own.
+Nothing but messages and collectives joins the parts, so each is a program of its own.
 """
 
 from __future__ import annotations
@@ -41,4 +41,4 @@ def localize(program: Program, process: int) -> Program:
     functions = {name: function for name, function in program.functions.items() if name in used}
     whole = {ref: tuple(place for place in places if place.node in names) for ref, places in program.whole.items()}
     main = Graph.of(local, outputs, effects)
-    return replace(program, main=main, functions=functions, process=process, whole=whole)
+    return replace(program, main=main, functions=functions, present=(process,), whole=whole)

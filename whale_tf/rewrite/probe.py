@@ -18,8 +18,7 @@ from whale_tf.plan.grid import Action
 from whale_tf.plan.states import FREE, States
 from whale_tf.rewrite.cut import StageFunction
 from whale_tf.rewrite.program import Program
-
-NO_VALUES = frozenset({"resource", "variant"})
+from whale_tf.rewrite.step_program import NO_VALUES
 
 
 class Record(NamedTuple):

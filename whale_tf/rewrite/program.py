@@ -1,19 +1,21 @@
-"""What will run, as data: one main graph over all devices, and the functions it calls.
+"""What will run, as data: the main graph of one group of replicas, or one process's part of it, and what it calls.
 
 The nodes of the main graph carry the device they run on. Besides TensorFlow's operations it has
 
-| op        | inputs | meaning                                                              |
-|-----------|--------|----------------------------------------------------------------------|
-| `Call`    | values | one action: runs function `function`; `action`, `replica`, `phase`   |
-| `Send`    | value  | to device `to` under `key`; between processes under the number `id`   |
-| `Recv`    |        | what device `source` sent under `key`                                |
-| `AllReduce` | values | `scale` times the sums over the nodes of the same `id`, in `ranks`   |
-| `Reduce` | values | the same over nodes on `devices` of one process, by a collective; the owner's are used |
-| `WhaleSum` | values | `scale` times the sum of each `parts` of them, one after another         |
-| `Read`    |        | the value of variable `variable` when the step begins                |
-| `Assign`  | value  | the new value of variable `variable`                                 |
-| `Take`    |        | the argument of the step with this `index`                           |
-| `Outside` |        | tensor number `index` from outside the step                          |
+| op          | inputs | meaning                                                                              |
+|-------------|--------|--------------------------------------------------------------------------------------|
+| `Call`      | values | one action: runs function `function`; `action`, `replica`, `phase`                   |
+| `Send`      | value  | to device `to` under `key`                                                           |
+| `Recv`      |        | what device `source` sent under `key`                                                |
+| `AllReduce` | values | `scale` times the `reduction` over the processes `ranks`, which call it by `label`   |
+| `AllGather` | values | the rows of the processes `ranks`, one after another                                 |
+| `Broadcast` | values | those of the process at place `root` of `ranks`                                      |
+| `Reduce`    | values | sums over nodes on `devices` of one process, by a collective; the owner's are used   |
+| `WhaleSum`  | values | `scale` times the sum of each `parts` of them, one after another                     |
+| `Read`      |        | the value of variable `variable` when the step begins                                |
+| `Assign`    | value  | the new value of variable `variable`                                                 |
+| `Take`      |        | the argument of the step with this `index`                                           |
+| `Outside`   |        | tensor number `index` from outside the step                                          |
 """
 
 from __future__ import annotations
@@ -24,20 +26,22 @@ from dataclasses import dataclass, field
 from whale_tf.ir.graph import Graph, Node, Ref
 from whale_tf.rewrite.cut import StageFunction
 
+BETWEEN_GROUPS = frozenset({"AllReduce", "AllGather", "Broadcast"})
+COLLECTIVES = BETWEEN_GROUPS | {"Reduce"}
+
 
 @dataclass(frozen=True)
 class Program:
-    """A step over several devices.
+    """A step over the devices of one group of replicas.
 
     Attributes:
       main: the graph that holds every device's actions; its outputs are those of the step.
       functions: stage functions by name.
       devices: names of the devices that nodes refer to by index.
-      inline: whether calls may be dissolved into the main graph, since no order among actions has to be kept.
-      processes: the process of each device; empty if there is only one. The outputs then come once for each process.
+      inline: whether calls may be inlined into the main graph, since no order among actions has to be kept.
+      processes: the process of each device; empty if there is only one.
       fed: whether each process takes its own replicas' examples only, in the place of the global batch.
-      ids: how many numbers there are for what crosses processes, from 0.
-      process: whose part it is; 0 also for the whole.
+      present: the processes whose devices it holds; the outputs come once for each.
       whole: where the step's own tensors are that there is one value of, in every process that has it.
     """
 
@@ -47,14 +51,13 @@ class Program:
     inline: bool
     processes: tuple[int, ...] = ()
     fed: bool = False
-    ids: int = 0
-    process: int = 0
+    present: tuple[int, ...] = (0,)
     whole: Mapping[Ref, tuple[Ref, ...]] = field(default_factory=dict)
 
     @property
     def host(self) -> int:
-        """The first device of the process whose part it is."""
-        return self.processes.index(self.process) if self.processes else 0
+        """The first device of the first of its processes."""
+        return self.processes.index(self.present[0]) if self.processes else 0
 
     def gradients(self, step: Graph) -> dict[str, Ref]:
         """Where the gradients of variables are, over all examples, by the names of their nodes in the step."""
@@ -65,6 +68,11 @@ class Program:
         """The process that runs a node of the main graph."""
         return self.processes[node.device] if self.processes else 0
 
+    def crosses(self, node: Node) -> bool:
+        """Whether a Send or Recv goes to or comes from another process."""
+        other = node.attrs["to" if node.op == "Send" else "source"]
+        return bool(self.processes) and self.processes[node.device] != self.processes[other]
+
     def processes_with(self, op: str) -> dict[str, frozenset[int]]:
         """For each variable the processes that have a node of this op, Read or Assign, for it."""
         found: dict[str, set[int]] = {}
@@ -74,6 +82,6 @@ class Program:
         return {name: frozenset(processes) for name, processes in found.items()}
 
     def outputs_of(self, process: int) -> tuple[Ref, ...]:
-        """The step's outputs in one process."""
-        count = len(self.main.outputs) // (max(self.processes, default=0) + 1)
-        return self.main.outputs[process * count : (process + 1) * count]
+        """The step's outputs in one of its processes."""
+        count, place = len(self.main.outputs) // len(self.present), self.present.index(process)
+        return self.main.outputs[place * count : (place + 1) * count]

@@ -1,7 +1,7 @@
 """Lets a value go to another process before the device that made it computes on.
 
-    Before:  a = Call() on 0;  b = Call() on 0 after a;              Send(a) id 3
-    After:   a = Call() on 0;  Send(a) id 3;  b = Call() on 0 after a, Send(a)
+    Before:  a = Call() on 0;  b = Call() on 0 after a;        Send(a) to another process
+    After:   a = Call() on 0;  Send(a);  b = Call() on 0 after a, Send(a)
 
 A call and what it makes ready are queued together, and TensorFlow takes up last what was queued first: with as many
 threads as there are calls at a time, the other process would wait for `b`. Such a send is over as soon as the value is
@@ -22,7 +22,7 @@ def send_first(program: Program) -> Program:
     messages: dict[str, list[Node]] = {}
     if not program.inline:
         for node in main:
-            if node.op == "Send" and "id" in node.attrs and main[node.inputs[0].node].op == "Call":
+            if node.op == "Send" and program.crosses(node) and main[node.inputs[0].node].op == "Call":
                 messages.setdefault(node.inputs[0].node, []).append(node)
     if not messages:
         return program

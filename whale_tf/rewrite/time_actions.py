@@ -6,7 +6,7 @@
              b = Timestamp() after 1F0                     d = Timestamp() after 1B0
 
 The step's values stay what they are: only control edges are added, and the times come as further outputs. Calls stay
-calls, and those of one device run one after the other, also in a plan whose calls could be dissolved. What uses a value
+calls, and those of one device run one after the other, also in a plan whose calls could be inlined. What uses a value
 waits for the clock that says when it was there: a clock that nothing waits for may be read long after, when all threads
 are busy with what comes next.
 
@@ -22,12 +22,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from whale_tf.ir.graph import DType, Graph, Node, Ref, Shape, TensorType
-from whale_tf.rewrite.check_transfers import reductions
-from whale_tf.rewrite.program import Program
+from whale_tf.rewrite.check_transfers import meeting_of, meetings
+from whale_tf.rewrite.program import COLLECTIVES, Program
 
 UPDATE = "U"
 NOTHING_TO_WAIT_FOR = frozenset({"Const", "Take", "Outside"})
-NO_WORK = NOTHING_TO_WAIT_FOR | {"Read", "Assign", "Send", "Recv", "AllReduce", "Reduce", "Slice", "Call", "NoOp"}
+NO_WORK = NOTHING_TO_WAIT_FOR | COLLECTIVES | {"Read", "Assign", "Send", "Recv", "Slice", "Call", "NoOp"}
 TIME = TensorType(DType("float64"), Shape())
 
 
@@ -85,7 +85,7 @@ class _Timing:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.main = program.main
-        self.reduced = reductions(program.main)
+        self.meetings = meetings(program.main)
         self.host = program.devices[program.host].rsplit("/device:", 1)[0] + "/device:CPU:0"
         self.devices = (*program.devices, *([] if self.host in program.devices else [self.host]))
         self.nodes: dict[str, Node] = {}
@@ -177,7 +177,7 @@ class _Timing:
         """What computed the values that a node takes: for a sum over devices, on all of them."""
         for ref in self.main[name].inputs:
             node = self.source(ref.node)
-            peers = self.reduced[node.attrs["id"]] if node.op == "Reduce" else []
+            peers = self.meetings[meeting_of(node)] if node.op == "Reduce" else []
             yield from [self.source(each.node) for peer in peers for each in peer.inputs] or [node]
 
     def transfers(self) -> tuple[tuple[int, int], ...]:

@@ -6,6 +6,7 @@ import contextlib
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import tensorflow as tf
@@ -15,9 +16,11 @@ from tensorflow.python.framework import ops  # private; tried with 2.21
 from whale_tf.errors import Line
 from whale_tf.ir.graph import Graph
 from whale_tf.plan.plan import Plan
+from whale_tf.plan.roles import variable_of
 from whale_tf.rewrite.collapse import collapse
 from whale_tf.rewrite.localize import localize
 from whale_tf.rewrite.program import Program
+from whale_tf.rewrite.step_program import StepProgram
 from whale_tf.run.away import Holding, bring_back, handle_of
 from whale_tf.run.collectives import form_groups
 from whale_tf.run.communicator import load
@@ -32,8 +35,8 @@ class Parts:
     """What `parallelize` hands over.
 
     Attributes:
-      plan: the decisions.
-      program: what runs.
+      step: the step as it was cut.
+      program: what runs in the processes that keep one copy of the variables together.
       calls: the functions that its nodes refer to, by name.
       variables: the user's variables by name.
       outside: tensors from outside the step, by index.
@@ -45,7 +48,7 @@ class Parts:
       reference: the trace that the plan was made of.
     """
 
-    plan: Plan
+    step: StepProgram
     program: Program
     calls: Mapping[str, Graph]
     variables: Mapping[str, Any]
@@ -56,6 +59,11 @@ class Parts:
     world: World | None
     name: str
     reference: Reference
+
+    @property
+    def plan(self) -> Plan:
+        """The decisions."""
+        return self.step.plan
 
 
 class Compiled:
@@ -144,7 +152,7 @@ class Compiled:
     def _register(self, program: Program) -> tuple[Lowered, list[str]]:
         """Lowers a program and makes its functions known to TensorFlow; gives the names under which they are."""
         load()
-        instances = [ops.uid() for _ in range(program.ids)]
+        instances = {node.attrs["id"]: ops.uid() for node in program.main if node.op == "Reduce"}
         lowered = lower(program, self.parts.calls, f"whale_{ops.uid()}", self.parts.name, instances)
         if self._change is not None:
             *functions, main = self._change((*lowered.functions, lowered.main))
@@ -160,7 +168,15 @@ class Compiled:
 def _holding(parts: Parts) -> Holding | None:
     if parts.world is None:
         return None
-    read_in, assigned_in = (parts.program.processes_with(op) for op in ("Read", "Assign"))
+    plan, graph = parts.plan, parts.step.graph
+    written = {variable_of(graph[name]) for name in graph.effects if graph[name].op == "Write"}
+    groups = range(len(plan.layout.groups))
+    read_in, assigned_in = dict[str, frozenset[int]](), dict[str, frozenset[int]]()
+    for name, variable in plan.variables.items():
+        read_in[name] = frozenset(chain.from_iterable(variable.users(plan.layout, group) for group in groups))
+        if name in written:
+            holders = (variable.holders(plan.layout, group) for group in groups)
+            assigned_in[name] = frozenset(chain.from_iterable(holders))
     return Holding(parts.name, parts.world, parts.variables, read_in, assigned_in)
 
 

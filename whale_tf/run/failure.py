@@ -6,7 +6,7 @@ TensorFlow's message names functions and nodes of the program that ran:
          [[{{node GatherV2}}]]           the operation
          [[r1/1F2]]                      the call it failed in: replica 1, stage 1, forward of micro-batch 2
 
-Of a call that was dissolved, what Grappler made anew has the call before its name, and no function:
+Of a call that was inlined, what Grappler made anew has the call before its name, and no function:
 
          [[{{node r1/0F0/dense/MatMul}}]]        also {{node Func/r1/0F0/output/_3}}: what the call took or gave
 
@@ -38,7 +38,7 @@ ROOT = re.compile(r"^  \(\d+\) ([A-Z_]+): ", re.MULTILINE)
 NODE = re.compile(r"\{\{node ([^}]+)\}\}")
 ACTION = r"r(?P<replica>\d+)/(?P<stage>\d+)(?P<kind>[FBIW])(?P<i>\d+)(?:p(?P<phase>\d+))?"
 CALL = re.compile(r"\[\[" + ACTION + r"\]\]")
-DISSOLVED = re.compile(r"\{\{(?:colocation_)?node (?:Func/)?" + ACTION + r"/(?P<node>[^}]+)\}\}")
+INLINED = re.compile(r"\{\{(?:colocation_)?node (?:Func/)?" + ACTION + r"/(?P<node>[^}]+)\}\}")
 FUNCTION = re.compile(r"\{\{function_node whale_\d+_(?P<stage>\d+)(?P<kind>[FBIW])(?:p(?P<phase>\d+))?")
 # What an operation says that others have ended; TensorFlow gives it another class, so that it is not taken for its own.
 FROM_OTHERS = re.compile("originally returned UnavailableError|originally returned AbortedError")
@@ -102,8 +102,8 @@ def _failure(error: tf.errors.OpError, parts: Parts, rule: str, details: list[st
 
 def _name(block: str) -> str:
     """The operation that failed; empty where it is not told."""
-    dissolved = DISSOLVED.search(block)
-    found = [dissolved["node"]] if dissolved else NODE.findall(block)
+    inlined = INLINED.search(block)
+    found = [inlined["node"]] if inlined else NODE.findall(block)
     return str(found[0].split("/_")[0]) if found else ""
 
 
@@ -118,7 +118,7 @@ def _root(message: str) -> str:
 def _place(block: str, parts: Parts) -> str:
     """Which part of the step failed: `replica 1, stage 0, forward of micro-batch 2: examples 12 to 15 of 16`."""
     plan = parts.plan
-    call, function = DISSOLVED.search(block) or CALL.search(block), FUNCTION.search(block)
+    call, function = INLINED.search(block) or CALL.search(block), FUNCTION.search(block)
     found = call or function
     if found is None:
         return _once(_name(block), parts) if NODE.search(block) else ""

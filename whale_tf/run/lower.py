@@ -6,6 +6,7 @@ import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from tensorflow.core.framework import function_pb2
@@ -16,8 +17,8 @@ from tensorflow.python.framework import op_def_registry  # private; tried with 2
 from whale_tf.ir.functions import NOT_INLINED, called
 from whale_tf.ir.graph import ALIAS_OPS, DType, Function, Graph, Node, Ref, Shape, TensorType
 from whale_tf.ir.names import Names
-from whale_tf.rewrite.check_transfers import REDUCTIONS, reductions
-from whale_tf.rewrite.program import Program
+from whale_tf.rewrite.check_transfers import meeting_of, meetings
+from whale_tf.rewrite.program import BETWEEN_GROUPS, COLLECTIVES, Program
 from whale_tf.run.attributes import enum_of, set_attr, set_attrs, set_shape
 from whale_tf.run.collectives import Expansion, Group
 
@@ -49,7 +50,11 @@ class Lowered:
 
 
 def lower(
-    program: Program, calls: Mapping[str, Graph], prefix: str, label: str = "", instances: Sequence[int] = ()
+    program: Program,
+    calls: Mapping[str, Graph],
+    prefix: str,
+    label: str = "",
+    instances: Mapping[int, int] = MappingProxyType({}),
 ) -> Lowered:
     """Lowers a program: of several processes, the part of one.
 
@@ -195,7 +200,7 @@ class _Main:
     """The lowering of a program's main graph."""
 
     def __init__(
-        self, program: Program, prefix: str, renamed: Mapping[str, str], label: str, instances: Sequence[int]
+        self, program: Program, prefix: str, renamed: Mapping[str, str], label: str, instances: Mapping[int, int]
     ) -> None:
         self.program = program
         self.prefix = prefix
@@ -203,7 +208,7 @@ class _Main:
         self.instances = instances
         self.config = optimize_once()
         self.groups: dict[int, Group] = {}
-        self.peers = {number: [node.name for node in nodes] for number, nodes in reductions(program.main).items()}
+        self.peers = {meeting: [node.name for node in nodes] for meeting, nodes in meetings(program.main).items()}
         self.writer = _Writer(f"{prefix}_main", renamed)
 
     def lower(self, bodies: list[function_pb2.FunctionDef]) -> Lowered:
@@ -225,7 +230,7 @@ class _Main:
         proto = writer.finish(main, {})
         for node in main:
             # Others wait for these, whether or not something is done with them here.
-            if node.op in REDUCTIONS | {"Send"}:
+            if node.op in COLLECTIVES | {"Send"}:
                 writer.control(node.name)
         indices = [tuple(node.attrs["index"] for node in nodes) for nodes in (taken, outside)]
         return Lowered(proto, tuple(bodies), indices[0], indices[1], tuple(variables), self.config, self.groups)
@@ -243,12 +248,11 @@ class _Main:
             }
             self.writer.node(node, device, op="StatefulPartitionedCall", attrs=attrs)
         elif node.op in ("Send", "Recv"):
-            (self._message if "id" in node.attrs else self._transfer)(node, device)
-        elif node.op == "AllReduce":
-            label = f"{self.label}, sum {node.attrs['id']}".encode()
-            own: dict[str, Any] = {"label": label, "rank": self.program.process}
-            attrs = own | {name: value for name, value in node.attrs.items() if name != "id"}
-            self.writer.node(node, _beside(device), op="WhaleAllReduce", attrs=attrs)
+            (self._message if self.program.crosses(node) else self._transfer)(node, device)
+        elif node.op in BETWEEN_GROUPS:
+            label = f"{self.label}, {node.attrs['label'].decode()}".encode()
+            own: dict[str, Any] = {"label": label, "rank": self.program.process_of(node)}
+            self.writer.node(node, _beside(device), op=f"Whale{node.op}", attrs={**node.attrs, **own})
         elif node.op == "Reduce":
             self._collective(node, device)
         elif node.op == "Read":
@@ -264,7 +268,7 @@ class _Main:
         devices = tuple(self.program.devices[index] for index in node.attrs["devices"])
         group = Group(devices)
         self.groups.setdefault(group.key, group)
-        expansion = Expansion(node, group, self.instances[node.attrs["id"]], self.peers[node.attrs["id"]])
+        expansion = Expansion(node, group, self.instances[node.attrs["id"]], self.peers[meeting_of(node)])
         for each in expansion.nodes:
             self.writer.node(each, device)
         self.writer.parts |= expansion.parts

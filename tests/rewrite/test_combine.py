@@ -1,4 +1,4 @@
-"""`merge`: the values of all micro-batches become one, as the plan says."""
+"""`combine`: the values of all micro-batches become one, as the plan says."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from typing import Any
 
 import pytest
 
-from tests.rewrite.steps import CONSTANT_SLICES, FREE_SLICES, MEANS, MICRO_SLICES, TRAINING, Spread, spread
+from tests.rewrite.steps import CONSTANT_SLICES, FREE_SLICES, MEANS, MICRO_SLICES, TRAINING, Spread, spread, whole_world
 from whale_tf.errors import InternalError
 from whale_tf.ir.graph import Node, Ref
 from whale_tf.ir.sharding import Reduction, Split
 from whale_tf.ir.verify import verify
-from whale_tf.rewrite.bind import Binder
-from whale_tf.rewrite.hold_assignments import hold_assignments
+from whale_tf.rewrite.combine import FOLDS
 from whale_tf.rewrite.localize import localize
-from whale_tf.rewrite.merge import FOLDS
 
 REDUCED = """
 graph step(out: y) {
@@ -171,12 +169,11 @@ def test_a_gradient_that_is_a_mean_was_weighted_before() -> None:
 def together(**options: Any) -> Spread:
     """Two layers in one stage, whose gradients belong to one replica and share a bucket."""
     program = spread(replicas=2, **options)
-    owners = dict.fromkeys(program.plan.owner, program.plan.owner["w0"])
-    devices = dict.fromkeys(program.plan.device_of, program.plan.owner["w0"])
+    seats = dict.fromkeys(program.plan.seat_of, program.plan.variables["w0"].owner)
     collective = (0,) if program.plan.collective else ()
-    plan = replace(program.plan, owner=owners, device_of=devices, buckets=(("g1", "g0"),), collective=collective)
-    made = Binder(program.graph, program.roles, plan, program.variants).bind()
-    return replace(program, plan=plan, program=hold_assignments(made))
+    plan = replace(program.plan, seat_of=seats, buckets=(("g1", "g0"),), collective=collective)
+    step = replace(program.step, plan=plan)
+    return replace(program, step=step, program=whole_world(step))
 
 
 def test_a_bucket_is_one_operation() -> None:
@@ -204,7 +201,7 @@ def test_gpus_reduce_by_a_collective_on_all_of_them() -> None:
     for bucket in ("g0", "g1"):
         nodes = [node for node in program.find("Reduce") if node.name.startswith(bucket)]
         assert [node.device for node in nodes] == [0, 1]
-        owner = program.plan.owner[f"w{bucket[1:]}"][0]
+        owner = program.plan.device_of(bucket, 0)
         used = next(node for node in nodes if node.device == owner)
         assert program.main[f"s{bucket[1:]}"].inputs[0] == Ref(used.name)
     assert not [node for node in program.find("Send") if "B" in node.inputs[0].node], "no gradient is sent"
@@ -236,7 +233,8 @@ def test_processes_add_up_what_their_own_gpus_reduced() -> None:
     program.check()
     assert {node.attrs["devices"] for node in program.find("Reduce")} == {(0, 1), (2, 3)}
     assert {node.attrs["scale"] for node in program.find("Reduce")} == {1.0}
-    for node in program.find("AllReduce"):
+    for label in (b"g0/all", b"g1/all"):
+        (node, _) = program.find("AllReduce", label=label)
         assert {program.main[ref.node].op for ref in node.inputs} == {"Reduce"}
     for process in range(2):
         verify(localize(program.program, process).main, after="localize")
@@ -253,7 +251,9 @@ def test_gradients_of_a_bucket_that_are_mixed_up_are_named() -> None:
 def test_a_gradient_is_merged_on_its_owner() -> None:
     program = spread(replicas=2, stages=2)
     for marker, variable in (("g0", "w0"), ("g1", "w1")):
-        assert program.main[f"{marker}/total"].device == program.plan.owner[variable][0]
+        assert program.main[f"{marker}/total"].device == program.plan.layout.device_at(
+            0, program.plan.variables[variable].owner[0]
+        )
 
 
 def test_slices_are_concatenated() -> None:

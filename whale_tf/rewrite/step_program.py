@@ -1,0 +1,148 @@
+"""The program of a step before it is bound to devices: its size depends on no number of replicas or processes.
+
+What each group of replicas makes of it is for `bind`: the functions' calls, the values that go from one to another, the
+sums of gradients, and the update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from whale_tf.ir.graph import ALIAS_OPS, BOUNDARY_OPS, Graph, Node, Ref
+from whale_tf.plan.plan import Plan
+from whale_tf.plan.residency import copyable
+from whale_tf.plan.roles import Roles
+from whale_tf.plan.states import FREE
+from whale_tf.rewrite.cut import Key, StageFunction
+
+Functions = Mapping[Key, StageFunction]
+
+# TensorFlow puts all that handles one of these on one device, and no message carries one.
+NO_VALUES = frozenset({"resource", "variant"})
+
+
+@dataclass(frozen=True)
+class StepProgram:
+    """A step under a plan.
+
+    Attributes:
+      graph: the step at the global batch, with its changes of state.
+      variants: its stage functions at each size of micro-batch.
+      fed: whether a process gets its own replicas' examples only, in the place of the global batch.
+    """
+
+    graph: Graph
+    roles: Roles
+    plan: Plan
+    variants: Mapping[int, Functions]
+    fed: bool = False
+
+    def name_of(self, key: Key, size: int) -> str:
+        """The name of a stage function for one size of micro-batch."""
+        return f"{key}/{size}" if len(self.variants) > 1 else str(key)
+
+    @cached_property
+    def functions(self) -> dict[str, StageFunction]:
+        """All stage functions by name."""
+        return {
+            self.name_of(function.key, size): function
+            for size, variant in self.variants.items()
+            for function in variant.values()
+        }
+
+    @cached_property
+    def inline(self) -> bool:
+        """Whether calls may be inlined: what is no plain value stays on the device where it was made.
+
+        A table is used on the host even where a replica is elsewhere, which only a call keeps apart; and TensorFlow
+        puts all that handles one list of a loop on one device, its forward and backward.
+        """
+        passed = (
+            graph.type_of(ref) for graph in (each.graph for each in self.functions.values()) for ref in _passed(graph)
+        )
+        return self.plan.inline and all(kind.dtype not in NO_VALUES for kind in passed)
+
+    @cached_property
+    def needed(self) -> frozenset[str]:
+        """The nodes that outputs and effects need."""
+        return frozenset(self.graph.ancestors(self.graph.roots()))
+
+    @cached_property
+    def needed_everywhere(self) -> frozenset[str]:
+        """What every group runs once per step: not what only the first one needs, but all that is merged for it."""
+        roots = [*(name for name in self.graph.roots() if not self.runs_once(name)), *(ref.node for ref in self.merged)]
+        found = self.graph.ancestors(roots, stop=lambda node: self.runs_once(node.name))
+        return frozenset(name for name in found if not self.runs_once(name))
+
+    @cached_property
+    def merged(self) -> tuple[Ref, ...]:
+        """What is made of the values of all parts for something that runs once per step: every group takes part."""
+        taken = (
+            self.behind_aliases(ref)
+            for node in self.graph
+            if node.name in self.needed and not self._is_merged(node.name)
+            for ref in node.inputs
+        )
+        return tuple(dict.fromkeys(ref for ref in taken if self._is_merged(ref.node)))
+
+    def copyable(self, name: str) -> bool:
+        """Whether any device may compute a node for itself."""
+        return copyable(self.graph, self.roles, name)
+
+    def runs_once(self, name: str) -> bool:
+        """Whether a node is run by the first group of replicas only."""
+        node = self.graph[name]
+        if self.roles.per_micro_batch(name) or node.op in BOUNDARY_OPS or node.op in ALIAS_OPS:
+            return False
+        return name in self._once or (self.roles.phase[name] == FREE and not self.copyable(name))
+
+    @cached_property
+    def _once(self) -> frozenset[str]:
+        return frozenset(self.plan.once)
+
+    @cached_property
+    def shared(self) -> Mapping[Ref, None]:
+        """What the first group of replicas computes for all: in order; none if there is no other group."""
+        if len(self.plan.layout.groups) == 1:
+            return {}
+        wanted = {ref for ref in map(self.behind_aliases, self._taken_everywhere()) if self.runs_once(ref.node)}
+        refs = (Ref(name, index) for name in self.graph.nodes for index in range(len(self.graph[name].outputs)))
+        return {ref: None for ref in refs if ref in wanted}
+
+    def behind_aliases(self, ref: Ref) -> Ref:
+        """The tensor that one is another name of, where nothing is merged."""
+        while self.graph[ref.node].op in ALIAS_OPS and not self._is_merged(ref.node):
+            (ref,) = self.graph[ref.node].inputs
+        return ref
+
+    def _is_merged(self, name: str) -> bool:
+        return name in self.roles.markers or self.roles.per_micro_batch(name)
+
+    @cached_property
+    def seeds(self) -> tuple[str, ...]:
+        """The stateful random operations whose seeds are drawn once per step, in order."""
+        functions = self.functions.values()
+        names = {source.name for each in functions for source in each.arguments if source.kind == "seed"}
+        return tuple(name for name in self.graph.nodes if name in names)
+
+    def _taken_everywhere(self) -> Iterator[Ref]:
+        """What every group takes for itself."""
+        for function in self.functions.values():
+            yield from (source.ref for source in function.arguments if source.kind in ("step", "slice"))
+        for node in self.graph:
+            if node.name in self.needed and self._is_in_every_group(node):
+                yield from node.inputs
+        yield from self.graph.outputs
+        yield from (Ref(name) for name in self.graph.effects if self.graph[name].op == "Write")
+
+    def _is_in_every_group(self, node: Node) -> bool:
+        """Whether a node runs once per step in every group, or is a Piece that each cuts for itself."""
+        return node.op == "Piece" or not (self.roles.per_micro_batch(node.name) or self.runs_once(node.name))
+
+
+def _passed(graph: Graph) -> Iterator[Ref]:
+    """What a stage function takes and gives."""
+    yield from (Ref(node.name) for node in graph if node.op == "Argument")
+    yield from graph.outputs
