@@ -38,6 +38,7 @@ class Unit:
     digits: int
 
 
+MICROSECONDS = Unit("us", 1e6, 0)
 MILLISECONDS = Unit("ms", 1e3, 1)
 SECONDS = Unit("s", 1.0, 2)
 MEBIBYTES = Unit("MiB", 2.0**-20, 1)

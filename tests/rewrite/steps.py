@@ -275,7 +275,9 @@ def whole_world(step: StepProgram) -> Program:
     for part in parts:
         whole |= {ref: (*whole.get(ref, ()), *places) for ref, places in part.whole.items()}
     present = tuple(process for part in parts for process in part.present)
-    return replace(parts[0], main=Graph.of(nodes, outputs, effects), present=present, whole=whole)
+    functions = {name: function for part in parts for name, function in part.functions.items()}
+    main = Graph.of(nodes, outputs, effects)
+    return replace(parts[0], main=main, functions=functions, present=present, whole=whole)
 
 
 def part_of(step: StepProgram, group: int) -> Program:

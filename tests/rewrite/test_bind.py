@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.rewrite.steps import MEANS, TRAINING, Spread, spread
 from whale_tf.ir.graph import Node, Ref
 from whale_tf.ir.verify import verify
+from whale_tf.rewrite.cut import Key
 
 RANDOM = """
 graph step(out: y) {
@@ -159,10 +160,10 @@ def test_weights_are_the_micro_batchs_own() -> None:
     assert argument(program, "r1/0B0", "weight").attrs["value"] == 3 / 7
 
 
-def test_a_sum_starts_at_zero_and_goes_from_call_to_call() -> None:
+def test_a_sum_starts_with_the_first_micro_batch_and_goes_from_call_to_call() -> None:
     program = spread(micro_batches=3)
-    start = argument(program, "r0/0B0", "sum")
-    assert (start.op, start.attrs["value"]) == ("Const", 0.0)
+    assert [program.main[f"r0/0B{i}"].attrs["function"] for i in range(3)] == [b"0B_first", b"0B", b"0B"]
+    assert "sum" not in {source.kind for source in program.functions[Key(0, 0, "B", first=True)].arguments}
     assert argument(program, "r0/0B1", "sum").name == "r0/0B0"
     assert argument(program, "r0/0B2", "sum").name == "r0/0B1"
 

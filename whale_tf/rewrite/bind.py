@@ -49,6 +49,7 @@ class _Binder:
         self.merged: dict[Ref, Placed] = {}
         self.gradients: dict[str, Placed] = {}
         self.sums: dict[tuple[str, int], list[Placed]] = {}
+        self.begun: set[tuple[int, Key]] = set()
         self.last_call: dict[int, str] = {}
         self.turns: dict[str, str] = {}
         self.homes: dict[tuple[int, ...], tuple[int, tuple[int, ...]]] = {}
@@ -67,9 +68,10 @@ class _Binder:
         if len(self.layout.groups) > 1:
             self._take_part()
         self.inputs.refuse_uncut()
+        called = {node.attrs["function"].decode() for node in self.builder.nodes.values() if node.op == "Call"}
         return Program(
             main=self.builder.graph(outputs, effects),
-            functions=self.step.functions,
+            functions={name: function for name, function in self.step.functions.items() if name in called},
             devices=self.layout.devices,
             inline=self.step.inline,
             processes=self.layout.processes,
@@ -120,9 +122,14 @@ class _Binder:
     def _call(self, phase: int, action: Action, replica: int) -> None:
         i, key = action.micro_batch, Key(phase, action.stage, action.kind)
         size = self.plan.sizes[replica][i]
-        function = self.step.variants[size].get(key)
-        if function is None:
+        functions = self.step.variants[size]
+        if key not in functions:
             return
+        first = key._replace(first=True)
+        if first in functions and (replica, key) not in self.begun:
+            self.begun.add((replica, key))
+            key = first
+        function = functions[key]
         device = self.layout.device_of(replica, action.stage)
         inputs = [self._argument(source, replica, i, device) for source in function.arguments]
         kinds = [function.graph.type_of(ref) for ref in function.graph.outputs]
@@ -154,9 +161,7 @@ class _Binder:
         if source.kind == "slice":
             return builder.move(self._slice(source.ref, replica, i, device), device)
         if source.kind == "sum":
-            before = self.sums.get((source.name, replica))
-            zero = self.graph[source.name].outputs[0].dtype
-            return builder.move(before[0], device) if before else builder.constant(0.0, zero, device)
+            return builder.move(self.sums[source.name, replica][0], device)
         if source.kind == "weight":
             return builder.constant(plan.weight(replica, i) ** float(Fraction(source.name)), DType("float64"), device)
         if source.kind == "draw":

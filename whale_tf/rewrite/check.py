@@ -75,13 +75,13 @@ def _needed(graph: Graph) -> list[str]:
 
 def _wrong_stages(graph: Graph, roles: Roles, functions: Functions, needed: Iterable[str], size: str) -> Iterator[str]:
     """Operations that run per micro-batch and are not in exactly one function; others that are in one."""
-    where: dict[str, list[Key]] = {}
+    where: dict[str, dict[Key, None]] = {}
     for key, function in functions.items():
         for node in function.graph:
             if node.name in graph and node.op != "Argument":
-                where.setdefault(node.name, []).append(key)
+                where.setdefault(node.name, {})[key._replace(first=False)] = None
     for name in needed:
-        node, keys = graph[name], where.get(name, [])
+        node, keys = graph[name], list(where.get(name, ()))
         if node.op in BOUNDARY_OPS or node.op in ALIAS_OPS or node.op == "Piece":
             continue
         if roles.per_micro_batch(name):

@@ -70,12 +70,12 @@ class Calls:
 
     def faults(self) -> Iterator[str]:
         """Calls that are missing, repeated, misplaced, or that take another micro-batch's values."""
-        counts = {(part, key): 0 for part in self.parts for key in self.functions_of(part)}
+        counts = {(part, key): 0 for part in self.parts for key in self.functions_of(part) if not key.first}
         for node in self.main:
             if node.op == "Call" and node.name not in self.by_name:
                 yield f"call '{node.name}' runs '{node.attrs['function'].decode()}', not made for its micro-batch"
         for called in self.by_name.values():
-            counts[called.part, called.function.key] += 1
+            counts[called.part, called.function.key._replace(first=False)] += 1
             device = self.plan.layout.device_of(called.part[0], called.function.key.stage)
             if called.node.device != device:
                 yield f"call '{called.node.name}' is on device {called.node.device}, and the plan says {device}"
@@ -148,9 +148,9 @@ class Calls:
             return None
         part = (node.attrs["replica"], action.micro_batch)
         key = Key(node.attrs["phase"], action.stage, action.kind)
-        if function is None or part not in self.weights or key != function.key:
+        if function is None or part not in self.weights or key != function.key._replace(first=False):
             return None
-        expected = self.functions_of(part).get(key)
+        expected = self.functions_of(part).get(function.key)
         return Called(node, function, part) if expected is function or expected == function else None
 
     def _wrong_arguments(self, called: Called) -> Iterator[str]:

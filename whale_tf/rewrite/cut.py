@@ -2,6 +2,7 @@
 
     Before:  h = Relu(x);  y = Mul(h, w);  dh = Mul(dy, w);  dx = ReluGrad(dh, h);  g = Gradient(dx)      stages 0 0 | 1
     After:   0F(x) -> h     1F(h, w) -> …     1B(…, w) -> dh     0B(dh, h, sum of g) -> sum of g + dx
+                                                                 0B_first(dh, h) -> dx
 
 What a function takes is described by a Source; where the value comes from is for `bind` to find. Constants and what
 is computed from them alone are copied into every function that uses them.
@@ -19,14 +20,15 @@ from whale_tf.plan.states import FREE
 
 
 class Key(NamedTuple):
-    """Names a stage function."""
+    """Names a stage function; `first` is the one for a replica's first micro-batch, which finds no sum to add to."""
 
     phase: int
     stage: int
     kind: str
+    first: bool = False
 
     def __str__(self) -> str:
-        return f"{self.stage}{self.kind}" if self.phase == 0 else f"{self.stage}{self.kind}p{self.phase}"
+        return f"{self.stage}{self.kind}" + (f"p{self.phase}" if self.phase else "") + "_first" * self.first
 
 
 class Source(NamedTuple):
@@ -97,10 +99,13 @@ def cut(graph: Graph, roles: Roles, stage_of: Mapping[str, int], how: Cut) -> di
         if name in roles.markers and graph[name].inputs[0].node in parts:
             sums.setdefault(parts[graph[name].inputs[0].node], []).append(graph[name])
     constant = _constant(graph, roles)
-    return {
-        key: _Assembly(graph, roles, parts, constant, how, key).function(nodes, wanted.get(key, []), sums.get(key, []))
-        for key, nodes in sorted(members.items())
-    }
+    functions: dict[Key, StageFunction] = {}
+    for key, nodes in sorted(members.items()):
+        added = how.accumulate and any(marker.attrs["part"] == b"dense" for marker in sums.get(key, []))
+        for named in (key, key._replace(first=True)) if added else (key,):
+            assembly = _Assembly(graph, roles, parts, constant, added and not named.first, named)
+            functions[named] = assembly.function(nodes, wanted.get(key, []), sums.get(key, []))
+    return functions
 
 
 def _parts(graph: Graph, roles: Roles, stage_of: Mapping[str, int], how: Cut) -> dict[str, Key]:
@@ -178,7 +183,7 @@ class _Assembly:
     roles: Roles
     parts: Mapping[str, Key]
     constant: set[str]
-    how: Cut
+    accumulate: bool
     key: Key
     nodes: dict[str, Node] = field(default_factory=dict)
     arguments: list[Source] = field(default_factory=list)
@@ -207,7 +212,7 @@ class _Assembly:
 
     def _input(self, ref: Ref) -> Ref:
         """The tensor as this function sees it."""
-        if self.parts.get(ref.node) == self.key:
+        if self.parts.get(ref.node) == self.key._replace(first=False):
             return ref
         if ref.node in self.constant:
             self._copy(ref.node)
@@ -246,8 +251,8 @@ class _Assembly:
         kind = self.graph.type_of(marker.inputs[0])
         part = marker.attrs["part"]
         like = marker.with_(attrs={"T": kind.dtype}, outputs=(kind,))
-        if self.how.accumulate and part == b"dense":
-            before = self.argument(Source("sum", name=marker.name), TensorType(kind.dtype, Shape.unknown))
+        if self.accumulate and part == b"dense":
+            before = self.argument(Source("sum", name=marker.name), kind)
             self.nodes[f"{marker.name}/sum"] = like.with_(name=f"{marker.name}/sum", op="AddV2", inputs=(before, ref))
             ref = Ref(f"{marker.name}/sum")
         return ref
