@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from whale_tf._protos import plan_pb2
 from whale_tf.errors import ScheduleError
 
 CLOCK_STEPS: Mapping[str, int] = {"F": 1, "B": 2, "I": 1, "W": 1}
@@ -91,6 +92,22 @@ class Grid:
             for head, row in zip(heads, [clock, *cells], strict=True)
         )
 
+    @property
+    def splits_backward(self) -> bool:
+        """Whether a backward is an I and a W."""
+        return any(action.kind == "W" for action in chain.from_iterable(self.rows))
+
+    def first(self, micro_batches: int, *, backward: bool = True) -> Grid:
+        """The actions of the first micro-batches in their order; without a backward, their forwards.
+
+        An action waits for others of its micro-batch only, and a forward for forwards: so it ends if this one does.
+        """
+        rows = tuple(
+            tuple(action for action in row if action.micro_batch < micro_batches and (backward or action.kind == "F"))
+            for row in self.rows
+        )
+        return Grid(rows, self.stages, min(micro_batches, self.micro_batches))
+
     def device_of(self, stage: int) -> int:
         """The row that runs a stage.
 
@@ -132,6 +149,21 @@ class Grid:
         actions = list(chain.from_iterable(rows))
         stages = max((action.stage + 1 for action in actions), default=0)
         return cls(tuple(rows), stages, max((action.micro_batch + 1 for action in actions), default=0))
+
+    def to_proto(self) -> plan_pb2.Grid:
+        """The message of this grid."""
+        rows = [" ".join(map(str, row)) for row in self.rows]
+        return plan_pb2.Grid(rows=rows, stages=self.stages, micro_batches=self.micro_batches)
+
+    @classmethod
+    def from_proto(cls, message: plan_pb2.Grid) -> Grid:
+        """The grid of a message.
+
+        Raises:
+          ScheduleError: an action cannot be read.
+        """
+        rows = tuple(tuple(map(Action.parse, row.split())) for row in message.rows)
+        return cls(rows, message.stages, message.micro_batches)
 
 
 def dependencies(grid: Grid) -> dict[Action, tuple[Action, ...]]:

@@ -16,7 +16,7 @@ from whale_tf._protos import plan_pb2
 from whale_tf.errors import PlanError
 from whale_tf.ir.graph import Ref
 from whale_tf.ir.sharding import Value
-from whale_tf.plan.grid import Action, Grid
+from whale_tf.plan.grid import Grid
 from whale_tf.plan.layout import HOST_SEAT, Layout
 from whale_tf.plan.residency import VariableLayout
 from whale_tf.plan.stage_cost import StageCost
@@ -30,7 +30,7 @@ class Plan:
     Attributes:
       layout: the devices of each replica and stage.
       sizes: for each replica, how many examples each micro-batch holds.
-      schedule: the schedule's name.
+      schedule: the schedule's name; `by hand` if the user wrote the grid.
       grid: the order of actions on each device of a replica.
       forward_grid: the same for phases that have no backward.
       stage_of: the stage of every operation that runs per micro-batch.
@@ -206,8 +206,8 @@ class Plan:
             layout=_layout_message(self.layout),
             sizes=[plan_pb2.Sizes(examples=row) for row in self.sizes],
             schedule=self.schedule,
-            grid=_grid_message(self.grid),
-            forward_grid=_grid_message(self.forward_grid),
+            grid=self.grid.to_proto(),
+            forward_grid=self.forward_grid.to_proto(),
             stage_of=self.stage_of,
             seat_of={name: plan_pb2.Seats(kinds=of_kind) for name, of_kind in self.seat_of.items()},
             once=self.once,
@@ -235,8 +235,8 @@ class Plan:
             layout=_layout(message.layout),
             sizes=tuple(tuple(row.examples) for row in message.sizes),
             schedule=message.schedule,
-            grid=_grid(message.grid),
-            forward_grid=_grid(message.forward_grid),
+            grid=Grid.from_proto(message.grid),
+            forward_grid=Grid.from_proto(message.forward_grid),
             stage_of=dict(sorted(message.stage_of.items())),
             seat_of={name: tuple(message.seat_of[name].kinds) for name in sorted(message.seat_of)},
             once=tuple(message.once),
@@ -294,13 +294,3 @@ def _values_message(values: Mapping[Ref, Value]) -> list[plan_pb2.Merge]:
 
 def _values(message: Iterable[plan_pb2.Merge]) -> dict[Ref, Value]:
     return {Ref(each.node, each.index): Value.parse(each.value) for each in message}
-
-
-def _grid_message(grid: Grid) -> plan_pb2.Grid:
-    rows = [" ".join(map(str, row)) for row in grid.rows]
-    return plan_pb2.Grid(rows=rows, stages=grid.stages, micro_batches=grid.micro_batches)
-
-
-def _grid(message: plan_pb2.Grid) -> Grid:
-    rows = tuple(tuple(map(Action.parse, row.split())) for row in message.rows)
-    return Grid(rows, message.stages, message.micro_batches)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, pairwise
 
 from whale_tf.errors import ScheduleError
-from whale_tf.plan.grid import Action, Grid, dependencies, place
+from whale_tf.plan.grid import Action, Grid, dependencies, place, rows_text
 
 __all__ = ["SCHEDULES", "Action", "Grid", "make_grid"]
 
@@ -19,7 +19,7 @@ SCHEDULES = ("gpipe", "1f1b", "interleaved", "zero_bubble")
 
 
 def make_grid(
-    schedule: str, stages: int, micro_batches: int, *, devices: int | None = None, backward: bool = True
+    schedule: str | Grid, stages: int, micro_batches: int, *, devices: int | None = None, backward: bool = True
 ) -> Grid:
     """The order of one step under a named schedule.
 
@@ -27,14 +27,16 @@ def make_grid(
     others are made for one device per stage and folded, which keeps the order, and so the memory, of every stage.
 
     Args:
-      schedule: one of SCHEDULES.
+      schedule: one of SCHEDULES; or a grid for these stages and devices, and for as many micro-batches or more.
       stages: 1 or more.
       micro_batches: 1 or more.
       devices: how many the replica has; the stages must divide by it. By default one per stage.
       backward: whether there is one; an evaluation step has forwards only, the same under every schedule.
     Raises:
-      ScheduleError: an unknown schedule, or numbers that do not fit.
+      ScheduleError: an unknown schedule, numbers that do not fit, or a grid without the backward.
     """
+    if isinstance(schedule, Grid):
+        return _of_grid(schedule, micro_batches, backward)
     devices = stages if devices is None else devices
     _refuse_wrong_arguments(schedule, stages, micro_batches, devices)
     if backward and schedule == "interleaved" and devices < stages:
@@ -43,6 +45,17 @@ def make_grid(
     row_of = _ROWS[schedule] if backward else _forwards
     rows = tuple(row_of(stage, stages, micro_batches) for stage in range(stages))
     return _folded(Grid(rows, stages, micro_batches), devices)
+
+
+def _of_grid(grid: Grid, micro_batches: int, backward: bool) -> Grid:
+    found = grid.first(micro_batches, backward=backward)
+    if backward and all(action.kind == "F" for action in chain.from_iterable(grid.rows)):
+        raise ScheduleError(
+            "the schedule has no backward, and the step takes gradients",
+            details=rows_text(grid),
+            way_out='Write B (or I and W) of every stage and micro-batch after its F; or use schedule="1f1b".',
+        )
+    return found
 
 
 def _forwards(stage: int, stages: int, micro_batches: int) -> tuple[Action, ...]:
