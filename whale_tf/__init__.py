@@ -30,6 +30,7 @@ from whale_tf.errors import (
     WhaleError,
 )
 from whale_tf.plan.plan import Plan
+from whale_tf.plan.strategy import Strategy
 
 if TYPE_CHECKING:
     from whale_tf.annotate.models import annotate
@@ -53,6 +54,7 @@ __all__ = [
     "ScheduleError",
     "ScopeError",
     "Step",
+    "Strategy",
     "VariableError",
     "VirtualDevice",
     "WhaleError",

@@ -8,6 +8,8 @@ import gc
 import os
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, overload
 
 import tensorflow as tf
@@ -20,13 +22,16 @@ from whale_tf.capture.translate import CapturedStep
 from whale_tf.errors import Line, PlanError
 from whale_tf.ir.dumps import Dumps
 from whale_tf.ir.graph import Graph
-from whale_tf.plan.coupling import Coupling, resolve
-from whale_tf.plan.layout import Layout, Request, cut_batch, fit_batch, lay_out, read_scopes
+from whale_tf.plan.choose import Request, choose, read_scopes
+from whale_tf.plan.coupling import GATHER_BYTES, Coupling, resolve
+from whale_tf.plan.grid import Grid
+from whale_tf.plan.layout import Layout, fit_batch, lay_out
 from whale_tf.plan.losses import refuse_wrong_losses
 from whale_tf.plan.one_part import undivided
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.planner import Facts, make_plan
 from whale_tf.plan.states import States
+from whale_tf.plan.strategy import Strategy, refuse_wrong
 from whale_tf.rewrite import Passes
 from whale_tf.rewrite.bind import bind
 from whale_tf.rewrite.check import check
@@ -46,7 +51,7 @@ from whale_tf.run.reference import Reference
 from whale_tf.run.signature import Arguments, written_at
 from whale_tf.run.step import Options, Step
 from whale_tf.run.value_check import Checked
-from whale_tf.start import advise, current_cluster, current_world, is_chosen
+from whale_tf.start import Session, current
 
 DUMP_VARIABLE = "WHALE_TF_DUMP"
 CHECK_VARIABLE = "WHALE_TF_CHECK"
@@ -58,13 +63,14 @@ def function(fn: Callable[..., Any]) -> Step: ...
 def function(
     fn: None = None,
     *,
-    micro_batches: int = 1,
-    schedule: str = "1f1b",
+    strategy: Strategy | str | os.PathLike[str] | None = None,
+    micro_batches: int | None = None,
+    schedule: str | Grid | None = None,
+    coupling: str | None = None,
+    accept: Sequence[str] = (),
+    gather_bytes: int | None = None,
     loss: str | None = None,
     whole: Sequence[str] = (),
-    coupling: str = "auto",
-    accept: Sequence[str] = (),
-    gather_bytes: int = Options.gather_bytes,
     verify_first: bool = False,
 ) -> Callable[[Callable[..., Any]], Step]: ...
 
@@ -72,13 +78,14 @@ def function(
 def function(
     fn: Callable[..., Any] | None = None,
     *,
-    micro_batches: int = 1,
-    schedule: str = "1f1b",
+    strategy: Strategy | str | os.PathLike[str] | None = None,
+    micro_batches: int | None = None,
+    schedule: str | Grid | None = None,
+    coupling: str | None = None,
+    accept: Sequence[str] = (),
+    gather_bytes: int | None = None,
     loss: str | None = None,
     whole: Sequence[str] = (),
-    coupling: str = "auto",
-    accept: Sequence[str] = (),
-    gather_bytes: int = Options.gather_bytes,
     verify_first: bool = False,
 ) -> Step | Callable[[Callable[..., Any]], Step]:
     """In the place of `tf.function`: makes a training step that runs over the devices its scopes ask for.
@@ -88,54 +95,70 @@ def function(
 
     Args:
       fn: the step.
-      micro_batches: parts that each replica cuts its examples into; gradients are accumulated over them.
-      schedule: `gpipe`, `1f1b`, `interleaved` or `zero_bubble`: the order of forward and backward over the stages.
+      strategy: what is decided about it, or a file that holds what a strategy prints. What it leaves open, the options
+        below and the step's scopes say; it counts for more than the scopes.
+      micro_batches: parts that each replica cuts its examples into (1); gradients are accumulated over them.
+      schedule: the order of forward and backward over the stages: `gpipe`, `1f1b` (which it is by default),
+        `interleaved` or `zero_bubble`; or the order of actions on each device of a replica, as `step.schedule` has it.
+      coupling: `exact` computes over the global batch what relates examples of several parts to each other, also in the
+        middle of the step. `auto`, the default, does so where it is a total of few bytes and there is one micro-batch,
+        takes the statistics of BatchNormalization over each part, and refuses the rest.
+      accept: operations, kinds of operation (`Mean`) or lines (`train.py:14`) of which each part's own value is taken.
+      gather_bytes: how many bytes of examples are brought to one device, at most, for what is computed once (256 MiB).
       loss: `mean` or `sum`: what the loss is over the examples. It need not be said; where it is, it is checked.
       whole: names of arguments whose tensors are not cut.
-      coupling: `exact` computes over the global batch what relates examples of several parts to each other, also in the
-        middle of the step. `auto` does so where it is a total of few bytes and there is one micro-batch, takes the
-        statistics of BatchNormalization over each part, and refuses the rest.
-      accept: operations, kinds of operation (`Mean`) or lines (`train.py:14`) of which each part's own value is taken.
-      gather_bytes: how many bytes of examples are brought to one device, at most, for what is computed once.
       verify_first: whether the first call with inputs of some shapes is first verified as `step.verify` does; if its
         numbers are not those of one device, an error says which, and nothing has changed.
     Raises:
-      ScheduleError, PlanError: an option that is not known, at once; other errors come with the first call.
+      ScheduleError, PlanError: an option that cannot be, or contradicts the strategy, at once; other errors come with
+        the first call.
     """
-    options = Options(
-        micro_batches, schedule, loss, _names(whole), coupling, _names(accept), gather_bytes, verify_first
-    )
+    given = strategy if isinstance(strategy, Strategy) or strategy is None else Strategy.read(strategy)
+    said = {
+        "micro_batches": micro_batches,
+        "schedule": schedule,
+        "coupling": coupling,
+        "accept": accept,
+        "gather_bytes": gather_bytes,
+    }
+    options = Options(loss, (whole,) if isinstance(whole, str) else tuple(whole), verify_first)
 
     def make(fn: Callable[..., Any]) -> Step:
+        at = [written_at(fn)]
+        refuse_wrong(said, at)
         options.check(fn)
-        return Step(
-            fn, options, functools.partial(compile_step, told=set(), captured={}), current_world, current_cluster
-        )
+        decided = (given or Strategy()).beside(Strategy(**said), at)  # type: ignore[arg-type]  # refuse_wrong
+        return Step(fn, options, functools.partial(Compiler, decided, options), current)
 
     return make if fn is None else make(fn)
 
 
-def _names(given: Sequence[str]) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given)
+@dataclass(frozen=True)
+class Compiler:
+    """Makes one step ready to run, for one signature after the other.
 
-
-def compile_step(
-    fn: Callable[..., Any],
-    arguments: Arguments,
-    options: Options,
-    told: set[str],
-    captured: dict[Hashable, Captured],
-) -> Compiled:
-    """Makes a step ready to run for one signature.
-
-    Args:
+    Attributes:
+      strategy: what is decided before the step is traced.
       told: warnings that are not repeated; added to.
       captured: for each kind of arguments the step at a size that it was traced at; added to.
     """
-    world, name, checked = current_world(), getattr(fn, "__name__", "step"), _checks_values()
+
+    strategy: Strategy
+    options: Options
+    told: set[str] = field(default_factory=set)
+    captured: dict[Hashable, Captured] = field(default_factory=dict)
+
+    def __call__(self, fn: Callable[..., Any], arguments: Arguments) -> Compiled:
+        """The step for one signature, on the devices that are now."""
+        return compile_step(fn, arguments, self, current())
+
+
+def compile_step(fn: Callable[..., Any], arguments: Arguments, compiler: Compiler, session: Session) -> Compiled:
+    """Makes a step ready to run for one signature."""
+    world, name, checked = session.world, getattr(fn, "__name__", "step"), _checks_values()
     with _without_collection(), named_only():
         try:
-            parts, states = _compile(fn, arguments, options, told, captured, world)
+            parts, states = _compile(fn, arguments, compiler, session)
         except Exception as error:
             if world is not None:
                 tell_failure(world, name, error)
@@ -176,34 +199,39 @@ def _without_collection() -> Iterator[None]:
 
 
 def _compile(
-    fn: Callable[..., Any],
-    arguments: Arguments,
-    options: Options,
-    told: set[str],
-    captured: dict[Hashable, Captured],
-    world: World | None,
+    fn: Callable[..., Any], arguments: Arguments, compiler: Compiler, session: Session
 ) -> tuple[Parts, States]:
     """All that is needed to run a step, and the states of its values."""
     dump = Dumps(os.environ.get(DUMP_VARIABLE))
-    before = captured.get(arguments.family)
+    before = compiler.captured.get(arguments.family)
     outside = before.outside if before is not None else Outside()
     step = capture_first(fn, arguments, outside)
     dump("captured", step.graph)
     line = functools.partial(line_of, step.trace)
-    request, layout, sizes = _laid_out(fn, step, arguments, options)
+    request = read_scopes(step.trace.opened)
+    strategy = choose(compiler.strategy, request, session.cluster, session.advise)
+    assert strategy.micro_batches is not None and strategy.schedule is not None  # choose leaves neither open
+    layout, sizes = fit_batch(
+        lay_out(strategy, session.cluster),
+        strategy.micro_batches,
+        arguments.examples,
+        arguments.cut_names,
+        at=[written_at(fn)],
+        scope=[str(request.replica)] if request.replica else [],
+    )
     if layout.replicas * len(sizes[0]) > 1:
-        sized = at_every_size(fn, arguments, step, outside, _other_size(sizes, arguments.examples), before)
-        captured[arguments.family] = Captured(step, arguments.examples, outside)
-        coupling = Coupling(options.coupling == "exact", options.accept, len(sizes[0]), options.gather_bytes, line)
-        states, accepted = resolve(sized, coupling)
-        if options.loss is not None:
-            refuse_wrong_losses(states, options.loss, step.trace.targets, line)
+        sized = at_every_size(fn, arguments, step, outside, sorted({*chain.from_iterable(sizes)}, reverse=True), before)
+        compiler.captured[arguments.family] = Captured(step, arguments.examples, outside)
+        states, accepted = resolve(sized, _coupling(strategy, len(sizes[0]), line))
+        if compiler.options.loss is not None:
+            refuse_wrong_losses(states, compiler.options.loss, step.trace.targets, line)
     else:
         states, accepted = undivided(at_one_size(step, arguments.examples)), ()
-    facts = functools.partial(_facts, step, request=request, layout=layout, sizes=sizes, options=options)
-    rank = world.rank if world is not None else 0
+    facts = functools.partial(_facts, step, request=request, layout=layout, sizes=sizes, schedule=strategy.schedule)
+    rank = session.world.rank if session.world is not None else 0
     cut_step, program, calls = _rewritten(states, facts, sizes, arguments.fed, rank, dump)
-    _warn(_warnings(layout, request, accepted, line, written_at(fn)), told)
+    _warn(_accepted_warning(accepted, line, written_at(fn)), compiler.told)
+    _warn(_device_warnings(layout, request, compiler.strategy, session, written_at(fn)), compiler.told)
     return (
         Parts(
             cut_step,
@@ -214,9 +242,10 @@ def _compile(
             lambda outputs: _result(step.trace, outputs),
             line,
             (step,),
-            world,
+            session.world,
             getattr(fn, "__name__", "step"),
             Reference(step.trace.graph, step.trace.arguments, step.trace.outputs, step.graph),
+            strategy,
         ),
         states,
     )
@@ -242,7 +271,7 @@ def _rewritten(
     values = {ref: known.value for ref, known in states.known.items()}
     micro = at_size(graph, states, resharded.made_of, max(map(max, sizes)))
     plan = make_plan(graph, roles, values, facts(micro))
-    how = Cut(plan.micro_batches > 1, plan.schedule == "zero_bubble")
+    how = Cut(plan.micro_batches > 1, plan.grid.splits_backward)
     functions = passes.run("cut", cut, graph, roles, plan.stage_of, how)
     for key, function in functions.items():
         dump(f"cut-{key}", function.graph, after="cut")
@@ -260,25 +289,9 @@ def _rewritten(
     return step, program, calls
 
 
-def _laid_out(
-    fn: Callable[..., Any], step: CapturedStep, arguments: Arguments, options: Options
-) -> tuple[Request, Layout, tuple[tuple[int, ...], ...]]:
-    """The user's scopes, the devices they get, and for each replica how many examples each micro-batch holds."""
-    request = read_scopes(step.trace.opened)
-    scope = [request.replica] if request.replica else []
-
-    def cut(layout: Layout, micro_batches: int) -> tuple[tuple[int, ...], ...]:
-        names, at = arguments.cut_names, [written_at(fn)]
-        return cut_batch(arguments.examples, layout.shares, micro_batches, names, at=at, scope=scope)
-
-    layout = lay_out(request, current_cluster(), options.schedule, advise)
-    return request, *fit_batch(layout, options.micro_batches, arguments.examples, cut)
-
-
-def _other_size(sizes: Sequence[Sequence[int]], batch: int) -> int:
-    """The size of the second trace: that of a micro-batch, but for one of a single example."""
-    largest = max(map(max, sizes))
-    return largest if 1 < largest < batch else 3 if batch == 2 else 2
+def _coupling(strategy: Strategy, micro_batches: int, line: Callable[[str], Line]) -> Coupling:
+    most = GATHER_BYTES if strategy.gather_bytes is None else strategy.gather_bytes
+    return Coupling(strategy.coupling == "exact", strategy.accept, micro_batches, most, line)
 
 
 def _at_sizes(
@@ -338,7 +351,7 @@ def _facts(
     request: Request,
     layout: Layout,
     sizes: tuple[tuple[int, ...], ...],
-    options: Options,
+    schedule: str | Grid,
 ) -> Facts:
     devices = {name: index for index, name in reversed(list(enumerate(layout.devices)))}  # the first process's
     homes = {name: devices.get(getattr(variable.handle, "device", ""), 0) for name, variable in step.variables.items()}
@@ -346,7 +359,7 @@ def _facts(
         request,
         layout,
         sizes,
-        options.schedule,
+        schedule,
         homes,
         lambda operation: line_of(step.trace, operation),
         step.trace.targets,
@@ -363,15 +376,22 @@ def _warn(warned: Iterable[tuple[Line, str]], told: set[str]) -> None:
             told.add(text)
 
 
-def _warnings(
-    layout: Layout, request: Request, accepted: Sequence[str], line: Callable[[str], Line], step: Line
-) -> Iterator[tuple[Line, str]]:
+def _accepted_warning(accepted: Sequence[str], line: Callable[[str], Line], step: Line) -> Iterator[tuple[Line, str]]:
     if accepted:
         each = ", ".join(f"'{name}' (at {line(name)})" for name in accepted)
         lines = [line(name) for name in accepted]
         at = next((at for at in lines if at.number), step)
         yield at, f"each part of the batch has its own value of what accept= names: {each}"
-    if request.replica is not None and request.replica.count is None and len(layout.devices) == 1 and not is_chosen():
+
+
+def _device_warnings(
+    layout: Layout, request: Request, given: Strategy, session: Session, step: Line
+) -> Iterator[tuple[Line, str]]:
+    """Of devices that are not used, where nobody has said how many replicas there are to be."""
+    if given.replicas is not None:
+        return
+    many = request.replica is not None and request.replica.count is None
+    if many and len(layout.devices) == 1 and not session.chosen:
         yield step, f"whale.init was not called, so {request.replica} has one device. {advise_devices(2)}"
     if layout.idle and request.stages and request.replica is None:
         used = {place for row in layout.places for place in row}

@@ -1,4 +1,4 @@
-"""`init`: finds or makes this process's devices, joins the other processes, and remembers both.
+"""`init`: finds or makes this process's devices and joins the other processes; both are a `Session`.
 
 Devices of all processes make one cluster, ordered by process. With `whale run` the processes find one another before
 MPI starts, so that one that dies then is noticed; otherwise MPI brings the address of the first to the others.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import tensorflow as tf
@@ -25,12 +25,34 @@ from whale_tf.world import Address, Environment, Hub, Member, join, read_address
 
 ADDRESS_BYTES = 4096
 
-# The cluster of the last `init`, if there was one: TensorFlow knows all devices, but not how many were asked for.
-_current: list[Cluster] = []
-# Whether that was the user's own call.
-_chosen: list[bool] = []
-# The world that this process has joined; a process joins once.
-_joined: list[World] = []
+
+@dataclass(frozen=True)
+class Session:
+    """What there is to run on, from one `init` to the next.
+
+    Attributes:
+      cluster: the devices of all processes.
+      chosen: whether the script has called `init` itself.
+      world: the processes of this run; None if this one is alone.
+    """
+
+    cluster: Cluster
+    chosen: bool = False
+    world: World | None = None
+
+    def advise(self, devices: int) -> str:
+        """What to do so that there are so many devices in all: what has been forgotten, and a way that leads there."""
+        if self.world is not None:
+            return (
+                f"Give each of the {self.world.size} processes more devices, or start more processes, for {devices} in "
+                "all, or ask for fewer replicas or stages."
+            )
+        forgotten = "" if self.chosen else "whale.init was not called. "
+        return f"{forgotten}{advise_devices(devices)} Or ask for fewer replicas or stages."
+
+
+# That of the last `init`, if there was one: TensorFlow knows all devices, but not how many were asked for.
+_current: list[Session] = []
 
 
 def init(devices: int | None = None, *, cluster: Cluster | None = None, threads: int | None = None) -> Cluster:
@@ -62,46 +84,27 @@ def init(devices: int | None = None, *, cluster: Cluster | None = None, threads:
     environment = read_environment(os.environ)
     rank, size = environment.rank, environment.size
     local = find_devices(devices) if cluster is None else check_cluster(cluster, rank, size)
-    found = local
-    if size > 1:
-        found = _gathered(_join(environment), local, cluster)
-    _current[:], _chosen[:] = [found], [True]
-    return found
+    if size == 1:
+        return _begin(Session(local, chosen=True)).cluster
+    world = (_current[0].world if _current else None) or _join(environment)
+    _begin(Session(local, world=world))  # whatever comes next, a process joins once
+    return _begin(Session(_gathered(world, local, cluster), chosen=True, world=world)).cluster
 
 
-def current_cluster() -> Cluster:
-    """The cluster of the last `init`; without one, what `init()` would find."""
+def current() -> Session:
+    """The session of the last `init`; without one, that of `init()`."""
     if not _current:
         init()
-        _chosen.clear()
+        _begin(replace(_current[0], chosen=False))
     return _current[0]
 
 
-def is_chosen() -> bool:
-    """Whether the script has called `init`."""
-    return bool(_chosen)
-
-
-def advise(devices: int) -> str:
-    """What to do so that there are so many devices in all: what has been forgotten, and a way that leads there."""
-    world = current_world()
-    if world is not None:
-        return (
-            f"Give each of the {world.size} processes more devices, or start more processes, for {devices} in all, or "
-            "ask for fewer replicas or stages."
-        )
-    forgotten = "" if is_chosen() else "whale.init was not called. "
-    return f"{forgotten}{advise_devices(devices)} Or ask for fewer replicas or stages."
-
-
-def current_world() -> World | None:
-    """The processes of this run; None if this one is alone."""
-    return _joined[0] if _joined else None
+def _begin(session: Session) -> Session:
+    _current[:] = [session]
+    return session
 
 
 def _join(environment: Environment) -> World:
-    if _joined:
-        return _joined[0]
     timeout = read_timeout(os.environ)
     communicator.set_timeout(timeout)
     address = read_address(os.environ)
@@ -115,9 +118,9 @@ def _join(environment: Environment) -> World:
         member = join(environment, on_abort=communicator.abort_world, address=address, hub=hub, timeout=timeout)
     assert member is not None  # of a world of one there is nothing to join
     atexit.register(_stop, member)  # before the member leaves: until then it is told of the others' ends
-    _joined.append(World(environment.rank, environment.size, member, timeout))
-    _share_seed(_joined[0])
-    return _joined[0]
+    world = World(environment.rank, environment.size, member, timeout)
+    _share_seed(world)
+    return world
 
 
 def _stop(member: Member) -> None:

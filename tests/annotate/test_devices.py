@@ -36,12 +36,12 @@ def test_the_same_call_gives_the_same_cluster() -> None:
 
 def test_the_current_cluster_is_what_was_asked_for_last() -> None:
     start.init(4)
-    assert start.init(2) == start.current_cluster()
+    assert start.init(2) == start.current().cluster
 
 
 def test_without_init_the_current_cluster_is_all_devices() -> None:
     start._current.clear()
-    assert len(start.current_cluster()) == 8
+    assert len(start.current().cluster) == 8
 
 
 def test_names_are_those_of_tensorflow() -> None:
@@ -80,7 +80,7 @@ def test_refuses_a_number_beside_a_cluster() -> None:
 
 def test_a_given_cluster_keeps_its_order_and_rates() -> None:
     cluster = Cluster((Device.named("CPU:5", flops_per_second=1e9), Device.named("CPU:0")))
-    assert start.init(cluster=cluster) is cluster is start.current_cluster()
+    assert start.init(cluster=cluster) is cluster is start.current().cluster
 
 
 def test_refuses_a_cluster_whose_devices_do_not_exist() -> None:
@@ -99,7 +99,7 @@ def test_a_refused_call_leaves_the_current_cluster() -> None:
     cluster = start.init(2)
     with pytest.raises(DeviceError):
         start.init(99)
-    assert start.current_cluster() == cluster
+    assert start.current().cluster == cluster
 
 
 PROGRAM = """

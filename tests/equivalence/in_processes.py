@@ -22,7 +22,7 @@ import whale_tf as whale
 from tests.equivalence.cases import CASES, LAYOUTS
 from tests.equivalence.harness import Case, Layout, differences, fresh, numbers, reference
 from tests.equivalence.test_layouts import TRANSFORMER
-from whale_tf.start import current_world
+from whale_tf.start import current
 
 MOST = 8  # devices
 
@@ -54,7 +54,7 @@ def check(case: Case, layout: Layout, size: int) -> list[str]:
 
 
 def whale_rank() -> int:
-    world = current_world()
+    world = current().world
     return world.rank if world else 0
 
 

@@ -19,8 +19,9 @@ from whale_tf.errors import Line, PlanError
 from whale_tf.ir.graph import Graph, Ref
 from whale_tf.ir.sharding import Split
 from whale_tf.ir.sharding import Value as State
+from whale_tf.plan.choose import Request
 from whale_tf.plan.coupling import Coupling, resolve
-from whale_tf.plan.layout import Layout, Request, cut_batch
+from whale_tf.plan.layout import Layout, cut_batch
 from whale_tf.plan.one_part import undivided
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.planner import Facts, make_plan
@@ -91,7 +92,7 @@ def pipeline(
     """Two stages on two devices in each replica."""
     places = tuple((2 * replica, 2 * replica + 1) for replica in range(len(shares)))
     layout = Layout(shares, ("encoder", "1"), places, DEVICES, len(DEVICES) - 2 * len(shares))
-    sizes = cut_batch(examples, shares, micro_batches, ["x"])
+    sizes = cut_batch(examples, shares, micro_batches)
     return plan_of(TRAINING, facts(layout, sizes, schedule=schedule))
 
 

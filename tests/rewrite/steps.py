@@ -19,8 +19,9 @@ from whale_tf.ir.graph import Graph, Node, Ref
 from whale_tf.ir.sizes import Array, Sizes
 from whale_tf.ir.text import parse_graph
 from whale_tf.ir.verify import verify
+from whale_tf.plan.choose import Request
 from whale_tf.plan.coupling import Coupling, resolve
-from whale_tf.plan.layout import Layout, Request, cut_batch
+from whale_tf.plan.layout import Layout, cut_batch
 from whale_tf.plan.one_part import undivided
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.planner import Facts, make_plan
@@ -244,7 +245,7 @@ def spread(
     places = tuple(tuple(range(r * stages, (r + 1) * stages)) for r in range(replicas))
     devices = tuple(f"/device:{kind}:{index}" for index in range(replicas * stages))
     layout = Layout((1 / replicas,) * replicas, tuple(scope.name for scope in scopes), places, devices, 0, processes)
-    sizes = cut_batch(examples, layout.shares, micro_batches, ["x"])
+    sizes = cut_batch(examples, layout.shares, micro_batches)
     if replicas * micro_batches > 1:
         states = resolved(text, examples, micro_batches=micro_batches, exact=exact)
     else:
@@ -286,7 +287,7 @@ def part_of(step: StepProgram, group: int) -> Program:
 
 
 def _at_sizes(states: States, resharded: Resharded, plan: Plan) -> dict[int, Functions]:
-    how = Cut(plan.micro_batches > 1, plan.schedule == "zero_bubble")
+    how = Cut(plan.micro_batches > 1, plan.grid.splits_backward)
     functions = cut(resharded.graph, resharded.roles, plan.stage_of, how)
     variants: dict[int, Functions] = {}
     for size in sorted({size for row in plan.sizes for size in row}, reverse=True):

@@ -105,11 +105,11 @@ def test_a_batch_without_examples(count: int) -> None:
 
     source = Source(test_a_batch_without_examples)
     message = (
-        f"a batch of 0 is too small for {count} replica{'s' * (count > 1)} x 1 micro-batch.\n"
-        + "".join(f"  replica {replica} gets 0 examples\n" for replica in range(count))
-        + f"  at {source.at('@whale.function')}\n"
+        "the batch has no example.\n"
+        "  x has dim 0 = 0\n"
+        f"  at {source.at('@whale.function')}\n"
         f"  in replica({count}) opened at {source.opened('with tf.GradientTape')}\n"
-        "  Use a larger batch or fewer micro_batches: each micro-batch needs at least one example."
+        "  Give one example or more: a batch with fewer examples than parts runs with fewer parts."
     )
     check_refused(whale.BatchError, message, lambda: step(batch(0)), lambda: step(batch(1)), variables)
 
@@ -203,19 +203,23 @@ def test_a_step_that_is_another_program_at_another_size() -> None:
     def step(x: Any) -> Any:
         with whale.replica(2):
             mean = tf.reduce_mean(x)
-            if x.shape[0] > 4:
+            if x.shape[0] in (1, 7):
                 seen.assign_add(mean)
             return mean
 
     message = (
         "the step is another program for another batch size.\n"
-        "  traced for 7 and for 4 examples, it differs in 'seen' (Variable), 'AssignAddVariableOp' (AddV2), "
-        "'AssignAddVariableOp/write' (Write)\n"
+        + "".join(
+            f"  traced for 7 and for {size} examples, it differs in 'seen' (Variable), 'AssignAddVariableOp' (AddV2), "
+            "'AssignAddVariableOp/write' (Write)\n"
+            for size in (14, 4, 3)
+        )
+        + "  two sizes give the step at that of every micro-batch\n"
         f"  at {Source(test_a_step_that_is_another_program_at_another_size).at('seen.assign_add')}\n"
         "  Let no Python `if` or loop depend on the size of the batch (use tf.cond, tf.while_loop or "
         "operations over the batch), or use one replica and micro_batches=1."
     )
-    check_refused(whale.CaptureError, message, lambda: step(batch(7)), lambda: step(batch(16)), [seen])
+    check_refused(whale.CaptureError, message, lambda: step(batch(7)), lambda: step(batch(1)), [seen])
 
 
 @pytest.mark.parametrize("converted", [True, False])
@@ -228,10 +232,11 @@ def test_a_fixed_batch_size_in_the_step(converted: bool) -> None:
     source = Source(test_a_fixed_batch_size_in_the_step)
     with pytest.raises(whale.CaptureError) as refused:
         step(batch(8), 8)
-    rule, error, why, line, way_out = str(refused.value).split("\n")
-    assert rule == "the step can be traced for 8 examples, and not for 4."
-    assert error.startswith("  ValueError: Cannot reshape a tensor with 16 elements to shape [8,2,2] (32 elements)")
-    assert why == "  it is traced at two sizes, which give it at that of every micro-batch"
+    rule, larger, smaller, why, line, way_out = str(refused.value).split("\n")
+    assert rule == "the step can be traced for 8 examples, and not for 16 or 4."
+    assert larger.startswith("  for 16 examples: ValueError: Cannot reshape a tensor with 64 elements to shape [8,2,2]")
+    assert smaller.startswith("  for 4 examples: ValueError: Cannot reshape a tensor with 16 elements to shape [8,2,2]")
+    assert why == "  two sizes give the step at that of every micro-batch"
     assert line == f"  at {source.at('return tf.reduce_mean(tf.reshape', function='reshaping')}"
     assert way_out == (
         "  Where the step holds the number 8, write -1, tf.shape(x)[0] or x.shape[0] in its place, "
@@ -239,3 +244,17 @@ def test_a_fixed_batch_size_in_the_step(converted: bool) -> None:
     )
     assert isinstance(refused.value.__cause__, ValueError)
     assert float(step(batch(8), -1)) == pytest.approx(0.5)
+
+
+def test_a_step_that_is_another_program_for_large_batches_is_traced_for_small_ones() -> None:
+    traced: list[int] = []
+
+    @whale.function
+    def step(x: Any) -> Any:
+        traced.append(x.shape[0])
+        with whale.replica(2):
+            mean = tf.reduce_mean(x)
+            return mean * 2 if x.shape[0] > 8 else mean
+
+    assert float(step(batch(8))) == pytest.approx(0.5)
+    assert traced == [8, 16, 4]

@@ -87,7 +87,7 @@ def test_a_step_that_creates_a_variable_is_traced_once_more() -> None:
             return made["total"].assign_add(tf.reduce_sum(x, axis=0))
 
     x = batch()
-    for calls, sizes in ((1, [8, 8, 4]), (2, [8, 8, 4])):
+    for calls, sizes in ((1, [8, 8, 16]), (2, [8, 8, 16])):
         np.testing.assert_allclose(step(x), calls * x.sum(axis=0), rtol=ROUNDING)
         assert traced == sizes
         assert int(made["calls"].numpy()) == calls

@@ -36,25 +36,24 @@ DEFINED = Source(mean_of).at("def mean_of", function="mean_of")
             "  Did you mean '1f1b'? Use one of 'gpipe', '1f1b', 'interleaved', 'zero_bubble'.",
         ),
         (
-            {"schedule": 3},
-            whale.ScheduleError,
-            "there is no schedule 3.\n  Use one of 'gpipe', '1f1b', 'interleaved', 'zero_bubble'.",
+            {"micro_batches": 0, "schedule": 3, "gather_bytes": -1},
+            whale.PlanError,
+            "a strategy has values that cannot be.\n"
+            "  micro_batches is 0, and must be a whole number from 1 on\n"
+            "  schedule is 3, and must be a name or a grid\n"
+            "  gather_bytes is -1, and must be a whole number of bytes from 0 on\n"
+            f"  at {DEFINED}\n"
+            '  Use for example micro_batches=1, schedule="1f1b", gather_bytes=268435456, or leave out what you have '
+            "not decided.",
         ),
         (
-            {"micro_batches": 0},
+            {"micro_batches": 2.0, "schedule": "1f2b"},
             whale.PlanError,
-            "micro_batches must be a whole number from 1 on.\n"
-            "  micro_batches is 0\n"
+            "a strategy has values that cannot be.\n"
+            "  micro_batches is 2.0, and must be a whole number from 1 on\n"
+            "  there is no schedule '1f2b'\n"
             f"  at {DEFINED}\n"
-            "  Use micro_batches=1 to take each replica's part of the batch at once.",
-        ),
-        (
-            {"micro_batches": 2.0},
-            whale.PlanError,
-            "micro_batches must be a whole number from 1 on.\n"
-            "  micro_batches is 2.0\n"
-            f"  at {DEFINED}\n"
-            "  Use micro_batches=1 to take each replica's part of the batch at once.",
+            '  Use for example micro_batches=1, schedule="1f1b", or leave out what you have not decided.',
         ),
         (
             {"loss": "max"},
@@ -67,10 +66,10 @@ DEFINED = Source(mean_of).at("def mean_of", function="mean_of")
         (
             {"coupling": "always"},
             whale.PlanError,
-            "coupling must be 'auto' or 'exact'.\n"
-            "  coupling is 'always'\n"
+            "a strategy has values that cannot be.\n"
+            '  coupling is \'always\', and must be "auto" or "exact"\n'
             f"  at {DEFINED}\n"
-            '  Use coupling="exact" to compute over the global batch what relates examples to each other.',
+            '  Use for example coupling="exact", or leave out what you have not decided.',
         ),
         (
             {"whole": ("masks", "y")},

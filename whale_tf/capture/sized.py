@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
@@ -85,11 +85,17 @@ def at_every_size(
     arguments: Any,
     step: CapturedStep,
     outside: Outside,
-    size: int,
+    sizes: Sequence[int] = (),
     before: Captured | None = None,
 ) -> Sizes:
-    """The step at every size: from `before` if it is the same program there, else from a trace at `size` examples.
+    """The step at every size: from `before` if it is the same program there, else from a trace at another size.
 
+    That is twice the global batch: what can be traced for some examples can mostly be for twice as many, also where
+    they are taken in groups, or the largest few of them; and it depends on no plan. If it cannot be, or is another
+    program there, it is traced at the sizes that the plan has for it, one after the other.
+
+    Args:
+      sizes: how many examples the micro-batches hold.
     Raises:
       CaptureError: the step cannot be traced at another size than the global batch, or is another program there.
     """
@@ -99,51 +105,51 @@ def at_every_size(
             return pair(step.graph, step.calls, before.step.graph, before.step.calls, batch, before.examples)
         except UnlikeError:
             pass  # what the step takes from outside its arguments may have changed since
-    try:
-        other = _at_another_size(function, arguments, outside, (size, 2 * batch))
-    except WhaleError:
-        raise
-    except Exception as error:
-        raise CaptureError(
-            f"the step can be traced for {batch} examples, and not for {size}",
-            details=[
-                _text(error),
-                "it is traced at two sizes, which give it at that of every micro-batch",
-            ],
-            at=[line for line in [_line_of_error(error)] if line.number],
-            way_out=f"Where the step holds the number {batch}, write -1, tf.shape(x)[0] or x.shape[0] in its place, "
-            "or use one replica and micro_batches=1.",
-        ) from error
-    try:
-        return pair(step.graph, step.calls, other.step.graph, other.step.calls, batch, other.examples)
-    except UnlikeError as unlike:
-        lines = [line_of(each.trace, name) for name in unlike.nodes for each in (step, other.step)]
-        raise CaptureError(
-            "the step is another program for another batch size",
-            details=[f"traced for {batch} and for {other.examples} examples, {unlike.why}"],
-            at=list(dict.fromkeys(line for line in lines if line.number))[:SHOWN_LINES],
-            way_out="Let no Python `if` or loop depend on the size of the batch (use tf.cond, tf.while_loop or "
-            "operations over the batch), or use one replica and micro_batches=1.",
-        ) from None
-
-
-def _at_another_size(
-    function: Callable[..., Any], arguments: Any, outside: Outside, sizes: tuple[int, int]
-) -> Captured:
-    """The step at the first size; where few examples do not suffice (the largest three of two), at the second.
-
-    Raises:
-      Exception: what the step raises at the first, if it raises at both.
-    """
-    try:
-        return Captured(capture(function, arguments, outside, sizes[0]), sizes[0], outside)
-    except WhaleError:
-        raise
-    except Exception as error:
+    failures: list[_Failure] = []
+    for size in dict.fromkeys((2 * batch, *(size for size in sizes if 1 < size < batch))):
         try:
-            return Captured(capture(function, arguments, outside, sizes[1]), sizes[1], outside)
-        except Exception:
-            raise error from None
+            other = capture(function, arguments, outside, size)
+            return pair(step.graph, step.calls, other.graph, other.calls, batch, size)
+        except WhaleError:
+            raise
+        except UnlikeError as unlike:
+            lines = [line_of(each.trace, name) for name in unlike.nodes for each in (step, other)]
+            failures.append(_Failure(size, unlike, f"traced for {batch} and for {size} examples, {unlike.why}", lines))
+        except Exception as error:
+            failures.append(_Failure(size, error, f"for {size} examples: {_text(error)}", [_line_of_error(error)]))
+    raise _one_size_only(batch, failures) from failures[-1].error
+
+
+class _Failure(NamedTuple):
+    """Why a size does not serve as the second one."""
+
+    size: int
+    error: Exception
+    text: str
+    lines: list[Line]
+
+
+def _one_size_only(batch: int, failures: Sequence[_Failure]) -> CaptureError:
+    tried = " or ".join(str(failure.size) for failure in failures)
+    lines = [line for failure in failures for line in failure.lines if line.number]
+    if any(isinstance(failure.error, UnlikeError) for failure in failures):
+        rule = "the step is another program for another batch size"
+        way_out = (
+            "Let no Python `if` or loop depend on the size of the batch (use tf.cond, tf.while_loop or operations over "
+            "the batch), or use one replica and micro_batches=1."
+        )
+    else:
+        rule = f"the step can be traced for {batch} examples, and not for {tried}"
+        way_out = (
+            f"Where the step holds the number {batch}, write -1, tf.shape(x)[0] or x.shape[0] in its place, or use one "
+            "replica and micro_batches=1."
+        )
+    return CaptureError(
+        rule,
+        details=[*(failure.text for failure in failures), "two sizes give the step at that of every micro-batch"],
+        at=list(dict.fromkeys(lines))[:SHOWN_LINES],
+        way_out=way_out,
+    )
 
 
 def _converted(error: BaseException | None) -> Any:

@@ -23,6 +23,7 @@ from whale_tf.plan.cost import tensor_bytes
 from whale_tf.plan.states import Choices, States, derive
 
 SMALL_BYTES = 16 * 2**10
+GATHER_BYTES = 2**28  # unless a strategy says otherwise
 STEPS_TO_AN_AVERAGE = 8
 LINES_SHOWN = 6
 

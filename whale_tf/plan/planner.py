@@ -10,7 +10,9 @@ from whale_tf.ir.graph import Graph, Ref
 from whale_tf.ir.sharding import WHOLE, Value
 from whale_tf.plan.buckets import choose_collectives, fill_buckets
 from whale_tf.plan.check_schedule import check_grid
-from whale_tf.plan.layout import Layout, Request
+from whale_tf.plan.choose import Request
+from whale_tf.plan.grid import Grid
+from whale_tf.plan.layout import Layout
 from whale_tf.plan.merges import find_merges
 from whale_tf.plan.owners import assign_owners, place_update
 from whale_tf.plan.plan import Plan
@@ -25,6 +27,8 @@ from whale_tf.plan.schedule import make_grid
 from whale_tf.plan.stage_cost import stage_costs
 from whale_tf.plan.stages import assign_stages
 
+BY_HAND = "by hand"  # a schedule without a name
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -34,7 +38,7 @@ class Facts:
       request: the user's scopes.
       layout: the devices they get.
       sizes: for each replica, how many examples each micro-batch holds.
-      schedule: the schedule's name.
+      schedule: the schedule's name, or the user's own grid.
       home_of: the device of each of the user's variables.
       line_of: the user's line of an operation.
       targets: for each gradient call, the operations it differentiates.
@@ -45,7 +49,7 @@ class Facts:
     request: Request
     layout: Layout
     sizes: tuple[tuple[int, ...], ...]
-    schedule: str
+    schedule: str | Grid
     home_of: Mapping[str, int]
     line_of: Callable[[str], Line]
     targets: Mapping[int, tuple[str, ...]]
@@ -82,7 +86,7 @@ def make_plan(graph: Graph, roles: Roles, values: Mapping[Ref, Value], facts: Fa
     return Plan(
         layout=layout,
         sizes=facts.sizes,
-        schedule=facts.schedule,
+        schedule=facts.schedule if isinstance(facts.schedule, str) else BY_HAND,
         grid=grid,
         forward_grid=forward_grid,
         stage_of=stage_of,

@@ -17,6 +17,7 @@ from whale_tf.errors import Line
 from whale_tf.ir.graph import Graph
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.roles import variable_of
+from whale_tf.plan.strategy import Strategy
 from whale_tf.rewrite.collapse import collapse
 from whale_tf.rewrite.localize import localize
 from whale_tf.rewrite.program import Program
@@ -46,6 +47,7 @@ class Parts:
       world: the processes that run it together; None if this one is alone.
       name: the user's step.
       reference: the trace that the plan was made of.
+      strategy: what the plan follows from.
     """
 
     step: StepProgram
@@ -59,6 +61,7 @@ class Parts:
     world: World | None
     name: str
     reference: Reference
+    strategy: Strategy
 
     @property
     def plan(self) -> Plan:

@@ -8,14 +8,14 @@ import os
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import tensorflow as tf
 
 from whale_tf.errors import BatchError, CaptureError, PlanError
 from whale_tf.plan.grid import Grid
 from whale_tf.plan.plan import Plan
-from whale_tf.plan.schedule import make_grid
+from whale_tf.plan.strategy import Strategy
 from whale_tf.run.compiled import Compiled
 from whale_tf.run.feed import Fed, digest, ranges_of, take_part
 from whale_tf.run.graph_file import save_graph
@@ -29,41 +29,24 @@ from whale_tf.run.verification import VERIFIED, Verification, verify
 
 @dataclass(frozen=True)
 class Options:
-    """How a step is to be run.
+    """What a user says of a step besides its strategy.
 
     Attributes:
-      micro_batches: parts that each replica cuts its batch into.
-      schedule: the order of the micro-batches' actions.
       loss: `mean` or `sum` over the examples, if the user says so: then it is checked.
       whole: names of arguments that are not cut.
-      coupling: `auto`, or `exact`: whether what relates examples of several parts is computed over the global batch.
-      accept: operations, kinds of operation or lines of which each part's own value is accepted.
-      gather_bytes: how much is gathered at most for what is computed once.
       verify_first: whether the first call with inputs of some shapes is verified.
     """
 
-    micro_batches: int = 1
-    schedule: str = "1f1b"
     loss: str | None = None
     whole: tuple[str, ...] = ()
-    coupling: str = "auto"
-    accept: tuple[str, ...] = ()
-    gather_bytes: int = 2**28
     verify_first: bool = False
 
     def check(self, function: Callable[..., Any]) -> None:
         """Refuses what is wrong for every call.
 
         Raises:
-          PlanError, ScheduleError: the options are not possible.
+          PlanError: the options are not possible.
         """
-        if isinstance(self.micro_batches, bool) or not isinstance(self.micro_batches, int) or self.micro_batches < 1:
-            raise PlanError(
-                "micro_batches must be a whole number from 1 on",
-                details=[f"micro_batches is {self.micro_batches!r}"],
-                at=[written_at(function)],
-                way_out="Use micro_batches=1 to take each replica's part of the batch at once.",
-            )
         if self.loss not in (None, "mean", "sum"):
             raise PlanError(
                 "the loss must be a mean or a sum over the examples",
@@ -71,21 +54,6 @@ class Options:
                 at=[written_at(function)],
                 way_out='Use loss="mean" or loss="sum" to have it checked, or leave loss out.',
             )
-        if self.coupling not in ("auto", "exact"):
-            raise PlanError(
-                "coupling must be 'auto' or 'exact'",
-                details=[f"coupling is {self.coupling!r}"],
-                at=[written_at(function)],
-                way_out='Use coupling="exact" to compute over the global batch what relates examples to each other.',
-            )
-        if isinstance(self.gather_bytes, bool) or not isinstance(self.gather_bytes, int) or self.gather_bytes < 0:
-            raise PlanError(
-                "gather_bytes must be a whole number from 0 on",
-                details=[f"gather_bytes is {self.gather_bytes!r}"],
-                at=[written_at(function)],
-                way_out="Use how many bytes of examples may be brought to one device, or leave gather_bytes out.",
-            )
-        make_grid(self.schedule, 1, 1)
         parameters = inspect.signature(function).parameters
         unknown = [name for name in self.whole if name not in parameters]
         if unknown:
@@ -97,26 +65,43 @@ class Options:
             )
 
 
-Compiler = Callable[[Callable[..., Any], Arguments, Options], Compiled]
+class Session(Protocol):
+    """What there is to run on, as a step knows it."""
+
+    @property
+    def cluster(self) -> Hashable:
+        """The devices: others are another plan."""
+
+    @property
+    def world(self) -> World | None:
+        """The processes of this run; None if this one is alone."""
+
+
+Compiler = Callable[[Callable[..., Any], Arguments], Compiled]
 
 
 class Step:
-    """The user's step, parallel: called as the function it was made from, with the global batch."""
+    """The user's step, parallel: called as the function it was made from, with the global batch.
+
+    Args:
+      options: what is said of it.
+      compilers: makes a compiler, for a method one for each instance.
+      session: gives the devices and processes that are now.
+    """
 
     def __init__(
         self,
         function: Callable[..., Any],
         options: Options,
-        compiler: Compiler,
-        world: Callable[[], World | None],
-        devices: Callable[[], Hashable],
+        compilers: Callable[[], Compiler],
+        session: Callable[[], Session],
     ) -> None:
         functools.update_wrapper(self, function)
         self.python_function = function
         self.options = options
-        self._compiler = compiler
-        self._world, self._devices = world, devices
-        self._lockstep = Lockstep(getattr(function, "__name__", "step"), world)
+        self._compilers, self._session = compilers, session
+        self._compiler = compilers()
+        self._lockstep = Lockstep(getattr(function, "__name__", "step"), lambda: session().world)
         self._compiled: dict[Hashable, Compiled] = {}
         self._last: Compiled | None = None
         self._batch: tuple[tf.Tensor, ...] = ()
@@ -177,15 +162,14 @@ class Step:
         name = f"_whale_step_{self.python_function.__qualname__}"  # a class and its parent may both have one
         bound = instance.__dict__.get(name)
         if bound is None:
-            bound = Step(
-                self.python_function.__get__(instance, owner), self.options, self._compiler, self._world, self._devices
-            )
+            method = self.python_function.__get__(instance, owner)
+            bound = Step(method, self.options, self._compilers, self._session)
             instance.__dict__[name] = bound
         return bound
 
     def _key(self, arguments: Arguments) -> Hashable:
         """Equal for calls that one plan serves: of the same shapes, on the same devices."""
-        return arguments.key, self._devices()
+        return arguments.key, self._session().cluster
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
         if len(args) == 1 and isinstance(args[0], Fed) and not kwargs:
@@ -210,7 +194,7 @@ class Step:
         if what == "feed" or (what == "call" and not arguments.fed):
             self._retracing.count(arguments, new=key not in self._compiled)
         if key not in self._compiled:
-            self._compiled[key] = self._compiler(self.python_function, arguments, self.options)
+            self._compiled[key] = self._compiler(self.python_function, arguments)
         self._last = self._compiled[key]
         if fed is not None and fed.ranges != ranges_of(self._last.plan):
             raise BatchError(
@@ -309,7 +293,7 @@ class Step:
         """
         with self._lock:
             arguments = self._arguments(args, kwargs)
-            if arguments.fed and self._world() is not None:
+            if arguments.fed and self._session().world is not None:
                 raise BatchError(
                     "a step is verified with global batches, and this is one process's part",
                     at=[written_at(self.python_function)],
@@ -342,6 +326,13 @@ class Step:
     def plan(self) -> Plan:
         """The plan of the last call."""
         return self.compiled.plan
+
+    @property
+    def strategy(self) -> Strategy:
+        """What was decided for the last call, with nothing left open: `whale.function(strategy=...)` takes it, or a
+        file with what it prints, and makes the same plan again.
+        """
+        return self.compiled.parts.strategy
 
     @property
     def schedule(self) -> Grid:
