@@ -7,6 +7,7 @@ looking is found.
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,10 +36,25 @@ MAY_IMPORT: dict[str, set[str]] = {
 # "" is the public face: what needs TensorFlow comes later there, see tests/test_public_names.py.
 WITHOUT_TENSORFLOW = {"", "cli", "errors", "ir", "plan", "rewrite", "world", "annotate.cluster", "annotate.subgroup"}
 TENSORFLOW = {"tensorflow", "keras", "keras_hub"}
-HOLDS_STATE = {"annotate.scopes", "start"}
+# What changes while a program runs, or guards what does, and belongs to no value: by module.
+STATE = {
+    "annotate.scopes": {"_active"},  # the recording a thread is in
+    "start": {"_current"},  # the session of the last init
+    "capture.record": {"TRACING"},  # TensorFlow's tracing is wrapped for all threads at once
+    "run.away": {"_NAMED_ONLY"},  # whether variables are only named, since a step is traced
+    "run.collectives": {"_one_at_a_time"},  # TensorFlow forms a process's groups
+}
+# Modules that import one another, be it for types only.
+CIRCLES = {
+    ("plan.plan", "plan.table"),  # a plan prints itself
+    ("rewrite.bind", "rewrite.inputs", "rewrite.merge"),
+    ("run.compiled", "run.failure"),
+}
 MUTABLE = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
 MAKES_MUTABLE = {"list", "dict", "set", "defaultdict", "OrderedDict", "Counter", "deque", "count", "local"}
 MAKES_MUTABLE |= {"WeakKeyDictionary", "WeakValueDictionary", "WeakSet", "bytearray"}
+MAKES_STATE = {"ContextVar", "Lock", "RLock", "Condition", "Event", "Semaphore", "BoundedSemaphore", "Barrier", "local"}
+MUTATES = {"append", "extend", "insert", "add", "update", "setdefault", "pop", "popitem", "remove", "discard", "clear"}
 EMPTY_NAMES = {"util", "utils", "helper", "helpers", "manager", "common", "base", "misc"}
 
 
@@ -66,6 +82,7 @@ class Source:
                 yield from ((node.lineno, f"{module}.{alias.name}") for alias in node.names)
 
 
+@functools.cache
 def sources() -> list[Source]:
     found = []
     for path in sorted((ROOT / "whale_tf").rglob("*.py")):
@@ -102,17 +119,34 @@ def imports_inside_a_function(source: Source) -> Iterator[str]:
 
 
 def has_mutable_state(source: Source) -> Iterator[str]:
-    if source.name in HOLDS_STATE:
-        return
+    """Variables of a module or class that are made to change, and tables that something changes all the same."""
     yield from (f"line {node.lineno}: global" for node in ast.walk(source.tree) if isinstance(node, ast.Global))
-    for node in source.tree.body:
-        if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None or not _is_mutable(node.value):
-            continue
-        for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-            name = target.id if isinstance(target, ast.Name) else ast.unparse(target)
-            constant = re.fullmatch(r"_?[A-Z][A-Z0-9_]*|__\w+__", name)
-            if not constant or _is_empty(node.value):
-                yield f"line {node.lineno}: {name}"
+    changed = _changed_names(source)
+    for node, name, value in _assigned(source):
+        constant = re.fullmatch(r"_?[A-Z][A-Z0-9_]*|__\w+__", name)
+        table = _is_mutable(value) and constant and not _is_empty(value) and name not in changed
+        if (_is_mutable(value) or _makes_state(value)) and not table and name not in STATE.get(source.name, ()):
+            yield f"line {node.lineno}: {name}"
+
+
+def _assigned(source: Source) -> Iterator[tuple[ast.stmt, str, ast.expr]]:
+    """What stands in the module itself or in a class: the statement, the name, the value."""
+    bodies = [source.tree.body, *(node.body for node in ast.walk(source.tree) if isinstance(node, ast.ClassDef))]
+    for node in [node for body in bodies for node in body]:
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and node.value is not None:
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                yield node, target.id if isinstance(target, ast.Name) else ast.unparse(target), node.value
+
+
+def _changed_names(source: Source) -> set[str]:
+    """Names of which a function changes what they stand for."""
+    changed: set[str] = set()
+    for node in [node for function in _functions(source) for node in ast.walk(function)]:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in MUTATES:
+            changed.add(ast.unparse(node.func.value))
+        elif isinstance(node, ast.Subscript) and isinstance(node.ctx, (ast.Store, ast.Del)):
+            changed.add(ast.unparse(node.value))
+    return changed
 
 
 def is_too_long(source: Source) -> Iterator[str]:
@@ -160,9 +194,16 @@ def _functions(source: Source) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
 
 
 def _is_mutable(value: ast.expr) -> bool:
-    if isinstance(value, ast.Call):
-        return ast.unparse(value.func).split(".")[-1] in MAKES_MUTABLE
-    return isinstance(value, MUTABLE)
+    return isinstance(value, MUTABLE) or _called(value) in MAKES_MUTABLE
+
+
+def _makes_state(value: ast.expr) -> bool:
+    return _called(value) in MAKES_STATE
+
+
+def _called(value: ast.expr) -> str:
+    """`dict` of `dict[str, int]()` and of `builtins.dict()`."""
+    return ast.unparse(value.func).split("[")[0].split(".")[-1] if isinstance(value, ast.Call) else ""
 
 
 def _is_empty(value: ast.expr) -> bool:
@@ -176,6 +217,47 @@ def _is_empty(value: ast.expr) -> bool:
 def test_no_module(rule: Callable[[Source], Iterator[str]]) -> None:
     offenders = [f"whale_tf.{source.name}: {offence}" for source in sources() for offence in rule(source)]
     assert not offenders, "\n".join(offenders)
+
+
+def circles(modules: list[Source]) -> set[tuple[str, ...]]:
+    """The modules that import one another, in one group each; the public face stands on top of all."""
+    names = {source.name for source in modules} - {""}
+    imports = {source.name: {*_modules(source, names)} - {source.name} for source in modules if source.name}
+    reached = {name: _reached(name, imports) for name in imports}
+    groups = {tuple(sorted(there for there in reached[name] if name in reached[there])) for name in imports}
+    return groups - {()}
+
+
+def _modules(source: Source, names: set[str]) -> Iterator[str]:
+    for _, name in source.imported():
+        parts = name.split(".")[1:] if name.startswith("whale_tf.") else []
+        found = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+        yield from [module for module in found if module in names][-1:]
+
+
+def _reached(name: str, imports: dict[str, set[str]]) -> set[str]:
+    reached, stack = set[str](), [name]
+    while stack:
+        found = imports[stack.pop()] - reached
+        reached |= found
+        stack += found
+    return reached
+
+
+def test_modules_import_one_another_nowhere_else() -> None:
+    assert circles(sources()) == CIRCLES
+
+
+def test_a_circle_is_seen_for_types_too() -> None:
+    first = Source("plan.a", "if TYPE_CHECKING:\n    from whale_tf.plan.b import B")
+    second, third = Source("plan.b", "from whale_tf.plan.c import C"), Source("plan.c", "from whale_tf.plan import a")
+    fourth = Source("plan.d", "from whale_tf.plan import a")
+    assert circles([first, second, third, fourth]) == {("plan.a", "plan.b", "plan.c")}
+
+
+def test_all_state_that_is_allowed_is_there() -> None:
+    found = {source.name: {name for _, name, _ in _assigned(source)} for source in sources()}
+    assert [f"{module}.{name}" for module, names in STATE.items() for name in names - found[module]] == []
 
 
 def test_every_part_has_its_imports_stated() -> None:
@@ -204,6 +286,13 @@ BREAKS = [
     ("plan.cost", "CACHE: dict[str, int] = {}", "CACHE"),
     ("plan.cost", "SEEN = set()", "SEEN"),
     ("run.step", "here = threading.local()", "here"),
+    ("run.step", "HERE: ContextVar[int] = ContextVar[int]('here')", "HERE"),
+    ("run.away", "OTHER = ContextVar('other')", "OTHER"),
+    ("run.step", "LOCK = threading.RLock()", "LOCK"),
+    ("plan.cost", "SEEN = dict[str, int]()", "SEEN"),
+    ("plan.cost", "TABLE = {'a': 1}\ndef f():\n    TABLE['b'] = 2", "TABLE"),
+    ("plan.cost", "TABLE = {'a': 1}\ndef f():\n    TABLE.update(b=2)", "TABLE"),
+    ("plan.cost", "class Rule:\n    cache = {}", "cache"),
     ("plan.cost", "def f():\n    global count\n    count = 1", "global"),
     ("plan.cost", "'''Costs.'''\n" + "x = 1\n" * LINES_OF_A_FILE, "401 lines"),
     ("plan.cost", "def f():\n" + "    x = 1\n" * LINES_OF_A_FUNCTION, "f has 61 lines"),
@@ -226,10 +315,11 @@ def test_the_package_of_annotate_may_import_nothing() -> None:
 KEEPS = [
     ("ir.text", "from whale_tf.errors import PlanError\nfrom whale_tf.ir.graph import Graph\nfrom . import verify"),
     ("plan.cost", "from whale_tf.annotate.cluster import Cluster\nfrom whale_tf._protos import plan_pb2"),
-    ("annotate.scopes", "import tensorflow as tf\nimport keras\nstack = []"),
+    ("annotate.scopes", "import tensorflow as tf\nimport keras\n_active = ContextVar('a')"),
+    ("start", "_current = []\ndef f():\n    _current[:] = [1]"),
     ("parallelize", "from whale_tf.capture import record\nfrom whale_tf.run import step"),
     ("", "from whale_tf.save.export import export\n__all__ = ['export']"),
-    ("plan.cost", "TABLE = {'MatMul': 2}\n_KINDS = ['CPU']\ntotal = 3\nnames = ('a',)"),
+    ("plan.cost", "TABLE = {'MatMul': 2}\nTABLE |= {'Add': 1}\n_KINDS = ['CPU']\ntotal = 3\nnames = ('a',)"),
     ("plan.cost", "def f():\n    x = []\n    return x"),
 ]
 
