@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -71,6 +72,15 @@ def test_prints_as_one_would_write_it() -> None:
         'accept=("Mean",))'
     )
     assert str(Strategy(schedule=WRITTEN)) == f'Strategy(micro_batches=2, schedule="""\n{WRITTEN}\n""")'
+
+
+def test_numbers_of_numpy_print_as_those_of_python() -> None:
+    given: Any = {
+        "micro_batches": np.int64(2),
+        "shares": np.array([1, 2], np.float32).tolist(),
+        "devices": [[np.int32(0)], [1]],
+    }
+    assert str(Strategy(**given)) == "Strategy(replicas=2, shares=(1.0, 2.0), devices=((0,), (1,)), micro_batches=2)"
 
 
 def test_a_printed_grid_is_a_schedule() -> None:
@@ -195,11 +205,11 @@ def test_all_contradictions_are_named() -> None:
         )
     assert str(refused.value) == (
         "the strategy contradicts itself.\n"
-        "  there are 3 replicas and 2 shares and 2 replicas that have devices\n"
-        "  there are 3 stages and 1 stages in the schedule\n"
-        "  there are 4 micro_batches and 1 micro-batches in the schedule\n"
-        "  there are 2 devices of a replica and 1 devices in the schedule\n"
-        "  3 stages cannot take turns on 2 devices of a replica\n"
+        "  replicas: 3 in replicas=, 2 in shares=, 2 in devices=\n"
+        "  stages: 3 in stages=, 1 in schedule=\n"
+        "  micro-batches: 4 in micro_batches=, 1 in schedule=\n"
+        "  devices of a replica: 2 in devices=, 1 in schedule=\n"
+        "  3 stages cannot take turns on the 2 devices of a replica\n"
         "  Let them agree, or leave open all but one of what disagrees."
     )
 

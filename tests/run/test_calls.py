@@ -218,7 +218,7 @@ def test_another_batch_size_is_one_more_trace_and_the_first_is_kept() -> None:
             traced.append(x.shape[0])
             return tf.reduce_mean(x)
 
-    for examples, sizes in ((8, [8, 2]), (16, [16]), (8, []), (13, [13]), (3, [3]), (16, []), (13, [])):
+    for examples, sizes in ((8, [8, 16]), (16, [16]), (8, []), (13, [13]), (3, [3]), (16, []), (13, [])):
         del traced[:]
         assert float(step(batch(examples))) == pytest.approx(0.5)
         assert traced == sizes
@@ -250,7 +250,7 @@ def test_what_changed_outside_the_step_since_another_batch_size_is_traced_anew()
                 x = tf.square(x)
             return tf.reduce_mean(x)
 
-    for examples, sizes in ((8, [8, 4]), (12, [12, 6])):
+    for examples, sizes in ((8, [8, 16]), (12, [12, 24])):
         del traced[:]
         power = 2 ** len(layers)
         assert float(step(batch(examples))) == pytest.approx(np.mean(batch(examples) ** power), rel=ROUNDING)

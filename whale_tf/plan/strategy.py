@@ -12,7 +12,7 @@ import ast
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from numbers import Integral, Real
@@ -63,6 +63,9 @@ class Strategy:
 
     def __post_init__(self) -> None:
         refuse_wrong(vars(self))
+        for name in ("replicas", "micro_batches", "gather_bytes"):
+            value = getattr(self, name)
+            self._set(name, None if value is None else int(value))
         if isinstance(self.schedule, str) and ":" in self.schedule:
             self._set("schedule", Grid.parse(self.schedule))
         self._set("shares", tuple(map(float, self.shares)))
@@ -75,7 +78,7 @@ class Strategy:
             self._set("micro_batches", self.schedule.micro_batches)
         if isinstance(self.schedule, Grid):
             _refuse_grid(self.schedule)
-        wrong = self._contradictions()
+        wrong = list(self._contradictions())
         if wrong:
             raise PlanError(
                 "the strategy contradicts itself",
@@ -86,32 +89,21 @@ class Strategy:
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
-    def _contradictions(self) -> list[str]:
+    def _contradictions(self) -> Iterator[str]:
         grid = self.schedule if isinstance(self.schedule, Grid) else None
-        said: dict[str, list[tuple[int | None, str]]] = {
-            "replicas": [
-                (self.replicas, "replicas"),
-                (len(self.shares), "shares"),
-                (len(self.devices), "replicas that have devices"),
-            ],
-            "stages": [(len(self.stages), "stages"), (grid.stages if grid else 0, "stages in the schedule")],
-            "micro_batches": [
-                (self.micro_batches, "micro_batches"),
-                (grid.micro_batches if grid else 0, "micro-batches in the schedule"),
-            ],
-            "devices": [
-                (len(self.devices[0]) if self.devices else 0, "devices of a replica"),
-                (len(grid.rows) if grid else 0, "devices in the schedule"),
-            ],
+        rows = len(self.devices[0]) if self.devices else 0
+        counts: dict[str, dict[str, int | None]] = {
+            "replicas": {"replicas": self.replicas, "shares": len(self.shares), "devices": len(self.devices)},
+            "stages": {"stages": len(self.stages), "schedule": grid.stages if grid else 0},
+            "micro-batches": {"micro_batches": self.micro_batches, "schedule": grid.micro_batches if grid else 0},
+            "devices of a replica": {"devices": rows, "schedule": len(grid.rows) if grid else 0},
         }
-        wrong = []
-        for numbers in said.values():
-            known = [(count, name) for count, name in numbers if count]
-            if len({count for count, _ in known}) > 1:
-                wrong.append("there are " + " and ".join(f"{count} {name}" for count, name in known))
-        if self.devices and len(self.stages) % len(self.devices[0]):
-            wrong.append(f"{len(self.stages)} stages cannot take turns on {len(self.devices[0])} devices of a replica")
-        return wrong
+        for what, said in counts.items():
+            known = {name: count for name, count in said.items() if count}
+            if len({*known.values()}) > 1:
+                yield f"{what}: {', '.join(f'{count} in {name}=' for name, count in known.items())}"
+        if rows and len(self.stages) % rows:
+            yield f"{len(self.stages)} stages cannot take turns on the {rows} devices of a replica"
 
     @property
     def said(self) -> dict[str, Any]:
