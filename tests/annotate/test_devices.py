@@ -44,6 +44,22 @@ def test_without_init_the_current_cluster_is_all_devices() -> None:
     assert len(start.current().cluster) == 8
 
 
+def test_a_session_says_whether_the_script_has_called_init() -> None:
+    start._current.clear()
+    assert not start.current().chosen
+    assert start.current().advise(9).startswith("whale.init was not called. Start the process")
+    start.init(8)
+    assert start.current() == start.Session(start.init(8), chosen=True)
+    assert start.current().advise(9).startswith("Start the process")
+
+
+def test_a_session_stays_as_it_is_when_there_is_another() -> None:
+    start.init(4)
+    before = start.current()
+    start.init(2)
+    assert (len(before.cluster), len(start.current().cluster)) == (4, 2)
+
+
 def test_names_are_those_of_tensorflow() -> None:
     with tf.device(start.init(4).devices[3].name):
         assert tf.constant(1.0).device == start.init(4).devices[3].name
