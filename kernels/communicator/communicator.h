@@ -46,11 +46,14 @@ using MakeOutputs = std::function<Status(const Rows&, std::vector<void*>* output
 // Which call it is. Calls with the same label and ranks meet, whatever the order in which each rank makes its calls:
 // step by step, iteration by iteration, and within these in their order. While a rank's call is under way, it may make
 // no second one of the same label that cannot be told apart: both are then refused.
+// Calls that are numbered have one step, kAnyStep: those of one number meet in their order, whatever steps they are in.
+// Each number of a label is remembered, in a few tens of bytes.
+constexpr int64_t kAnyStep = -1;
 struct Call {
   Label label;
   std::vector<int> ranks;  // who takes part, in the order of the result; not looked at for messages
   int64_t step = 0;        // TensorFlow's number of what the call is made in: this process's own
-  uint64_t iteration = 0;  // of the loops around the call: the same on all ranks
+  uint64_t iteration = 0;  // its number, or of the loops around the call: the same on all ranks
   // Types and shapes that all ranks must bring alike, as in "float32 [2,3], [5]", and "float32 [?,3], [?]" for an
   // all-gather; where left out, the counts stand for shapes.
   std::string tensors = {};
@@ -95,8 +98,8 @@ class Communicator {
 
   // Ends every call in flight, and every later one, with this status. The first of several wins.
   virtual void Abort(const Status& status) = 0;
-  // Ends the calls of this label and step that this rank has in flight, with this status; what they have begun ends on
-  // the other ranks too. Other calls go on.
+  // Ends the calls of this label, step and iteration that this rank has in flight, with this status; what they have begun
+  // ends on the other ranks too. Other calls go on.
   virtual void Cancel(const Call& call, const Status& status) = 0;
 };
 

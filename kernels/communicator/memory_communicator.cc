@@ -45,7 +45,7 @@ class MemoryCommunicator : public Communicator {
     meetings_->Receive(rank_, call, from, std::move(allocate), std::move(done));
   }
   void Abort(const Status& status) override { meetings_->Abort(status); }
-  void Cancel(const Call& call, const Status& status) override { meetings_->Cancel(call, status); }
+  void Cancel(const Call& call, const Status& status) override { meetings_->Cancel(rank_, call, status); }
 
  private:
   void Join(CollectiveCall call, Done done) { meetings_->Join(rank_, std::move(call), std::move(done)); }

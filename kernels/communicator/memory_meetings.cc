@@ -236,11 +236,15 @@ void MemoryMeetings::Abort(const Status& status) {
   for (auto& [key, meeting] : taken) End(meeting.get(), status);
 }
 
-void MemoryMeetings::Cancel(const Call& call, const Status& status) {
+void MemoryMeetings::Cancel(int rank, const Call& call, const Status& status) {
   std::vector<std::pair<Key, std::shared_ptr<Meeting>>> taken;
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    taken = Take([&](const Key& key, const Meeting&) { return key.label == call.label.digest && key.step == call.step; });
+    taken = Take([&](const Key& key, const Meeting& meeting) {
+      if (key.label != call.label.digest || key.step != call.step || key.iteration != call.iteration) return false;
+      const int place = PlaceOf(rank, key.ranks);
+      return place >= 0 && meeting.dones[place] != nullptr;
+    });
   }
   for (auto& [key, meeting] : taken) End(meeting.get(), status);
 }

@@ -29,7 +29,7 @@ class MemoryMeetings : public Expiring, public std::enable_shared_from_this<Memo
   void Send(int rank, const Call& call, int to, const Header& header, const void* data, Done done);
   void Receive(int rank, const Call& call, int from, std::function<void*(const Header&)> allocate, Done done);
   void Abort(const Status& status);
-  void Cancel(const Call& call, const Status& status);
+  void Cancel(int rank, const Call& call, const Status& status);
   void SetTimeout(double seconds);
 
   Clock::time_point Expire(Clock::time_point now) override;

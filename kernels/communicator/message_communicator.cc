@@ -98,7 +98,7 @@ void MessageCommunicator::Receive(const Call& call, int from, std::function<void
 void MessageCommunicator::Abort(const Status& status) { progress_->Abort(status); }
 
 void MessageCommunicator::Cancel(const Call& call, const Status& status) {
-  progress_->Cancel(call.label.digest, call.step, status);
+  progress_->Cancel(call, status);
 }
 
 void MessageCommunicator::SetTimeout(double seconds) { progress_->SetTimeout(seconds); }

@@ -349,7 +349,8 @@ void Progress::Add(uint64_t key, const Call& call, const std::string& title, std
     }
     if (refused.ok()) {
       const Admission own{tickets_.Next(key, call), static_cast<int>(1 + numbered_++ % (kNumbers - 1))};
-      added_.push_back({own.ticket, call.label.digest, call.step, std::move(others), make(own), std::move(done)});
+      added_.push_back({own.ticket, call.label.digest, call.step, call.iteration, std::move(others), make(own),
+                        std::move(done)});
     }
     news_ = true;
   }
@@ -369,10 +370,12 @@ void Progress::Abort(const Status& status) {
   WakeUp();
 }
 
-void Progress::Cancel(uint64_t label, int64_t step, const Status& status) {
+void Progress::Cancel(const Call& call, const Status& status) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    auto which = [label, step](const Entry& entry) { return entry.label == label && entry.step == step; };
+    auto which = [label = call.label.digest, step = call.step, iteration = call.iteration](const Entry& entry) {
+      return entry.label == label && entry.step == step && entry.iteration == iteration;
+    };
     cancellations_.push_back({which, status});
     news_ = true;
   }

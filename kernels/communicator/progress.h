@@ -34,8 +34,8 @@ class Progress : public std::enable_shared_from_this<Progress> {
   void Add(uint64_t key, const Call& call, const std::string& title, std::vector<int> others,
            const std::function<std::unique_ptr<Operation>(const Admission&)>& make, Done done);
   void Abort(const Status& status);
-  // Ends the calls of this label and step.
-  void Cancel(uint64_t label, int64_t step, const Status& status);
+  // Ends the calls of this label, step and iteration.
+  void Cancel(const Call& call, const Status& status);
   void SetTimeout(double seconds) { timeout_ = seconds; }
   void Stop(double seconds);
 
@@ -44,6 +44,7 @@ class Progress : public std::enable_shared_from_this<Progress> {
     Ticket ticket;
     uint64_t label;
     int64_t step;
+    uint64_t iteration;
     std::vector<int> others;
     std::unique_ptr<Operation> operation;
     Done done;

@@ -185,6 +185,8 @@ void ACancelledCallEnds(World* world, bool by_messages) {
   AllReduce(*world, 1, 30, {100000}, &outcomes[1]);
   world->rank(1)->Cancel({"other", {}}, Status(Code::kCancelled, "not this one"));
   world->rank(1)->Cancel({"grads 31", {0, 1}, 5}, Status(Code::kCancelled, "not this step"));
+  world->rank(1)->Cancel({"grads 30", {0, 1}, 0, 7}, Status(Code::kCancelled, "not this number"));
+  world->rank(1)->Cancel({"grads 31", {0, 1}}, Status(Code::kCancelled, "not this rank's call"));
   world->rank(1)->Cancel({"grads 30", {0, 1}}, Status(Code::kCancelled, "the step has ended"));
   CheckEnd(&outcomes[1], Code::kCancelled, "the step has ended");
   CheckSum(world->rank(0), world->rank(1), {"between", {0, 1}});  // what rank 1 has said before it is heard
