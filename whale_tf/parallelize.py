@@ -365,6 +365,7 @@ def _facts(
         step.trace.targets,
         micro,
         frozenset(name for name, variable in step.variables.items() if may_be_away(variable)),
+        step.calls,
     )
 
 

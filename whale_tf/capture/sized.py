@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import tensorflow as tf
 
 from whale_tf.annotate import scopes
+from whale_tf.capture.divide import divide
 from whale_tf.capture.normalize import normalize
 from whale_tf.capture.outside import Outside
 from whale_tf.capture.pair import UnlikeError, alone, pair
@@ -58,7 +59,8 @@ def capture(function: Callable[..., Any], arguments: Any, outside: Outside, exam
 
 def _translated(trace: Trace, arguments: Any, outside: Outside) -> CapturedStep:
     step = translate(trace, arguments.batch, outside)
-    return replace(step, graph=normalize(step.graph))
+    graph, calls = divide(step.graph, step.calls)
+    return replace(step, graph=normalize(graph), calls=calls)
 
 
 def at_one_size(step: CapturedStep, examples: int) -> Sizes:

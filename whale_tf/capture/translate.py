@@ -21,9 +21,10 @@ from tensorflow.python.ops import handle_data_util  # private; tried with 2.21
 
 from whale_tf.capture import attributes
 from whale_tf.capture.bodies import Bodies
+from whale_tf.capture.branches import on_values
 from whale_tf.capture.outside import Outside, is_large
 from whale_tf.capture.record import Marker, Trace
-from whale_tf.capture.variable_ops import RULES, Emit, has_effects, scratch_call
+from whale_tf.capture.variable_ops import Emit, has_effects
 from whale_tf.ir.functions import called, functions_of
 from whale_tf.ir.graph import Graph, Node, Ref, Shape, TensorType
 from whale_tf.ir.names import Names
@@ -170,15 +171,8 @@ class _Translation:
         if proto.op == "Identity":
             self.handles[proto.name] = handles[0]
             return False
-        rule = RULES.get(proto.op)
         node = self._node(proto, operation, [ref for ref in inputs if ref is not None])
-        emit = Emit(self, node)
-        if rule is None or len(handles) != 1 or 0 not in handles or not rule.applies(emit):
-            return scratch_call(emit, inputs, handles)
-        result = rule.apply(emit, handles[0], [ref for ref in inputs if ref is not None])
-        for index, ref in enumerate(result):
-            self.tensors[proto.name, index] = ref
-        return False
+        return on_values(Emit(self, node), inputs, handles)
 
     def _marker(self, proto: Any, inputs: list[Ref | None], operation: Any) -> None:
         marker: Marker = self.markers[proto.name]

@@ -1,8 +1,8 @@
 """What each operation on a variable is as an operation on values: the table that `translate` applies.
 
 An operation that is not in the table (a loop over a variable, a fused optimizer kernel) becomes one call of a
-function that holds scratch variables: it takes the values, runs the operation, and gives the new values. To add a
-rule, add a row to RULES.
+function that holds scratch variables: it takes the values, runs the operation, and gives the new values. For branches
+see `capture.branches`. To add a rule, add a row to RULES.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class Emit:
 
     def __call__(self, op: str, inputs: Sequence[Ref], outputs: Sequence[TensorType], **attrs: Any) -> Ref:
         """One node; its name is that of the operation, with a suffix for all but the first."""
-        name = self.like.name
-        while name in self.translation.nodes:
-            name += "/" + op.lower()
+        name, taken = self.like.name, self.translation.nodes
+        if name in taken:
+            name = Names().unused(f"{name}/{op.lower()}", taken)
         node = self.like.with_(
             name=name, op=op, inputs=tuple(inputs), attrs=attrs, outputs=tuple(outputs), stateful=False, control=()
         )
@@ -171,7 +171,7 @@ RULES = MappingProxyType(
 )
 
 
-def scratch_call(emit: Emit, inputs: Sequence[Ref | None], handles: dict[int, str]) -> bool:
+def scratch_call(emit: Emit, inputs: Sequence[Ref | None], handles: Mapping[int, str]) -> bool:
     """Wraps the operation in a function with scratch variables; whether it also has effects that leave the step.
 
     Before:  While(h, x) that reads and writes the variable behind h
@@ -179,9 +179,7 @@ def scratch_call(emit: Emit, inputs: Sequence[Ref | None], handles: dict[int, st
     """
     translation, like = emit.translation, emit.like
     variables = list(dict.fromkeys(handles.values()))
-    written = [
-        key for key in variables if _writes(like, [i for i, k in handles.items() if k == key], translation.calls)
-    ]
+    written = [key for key in variables if may_write(like, key, handles, translation.calls)]
     values = [emit.value(key) for key in variables]
     others = [ref for ref in inputs if ref is not None]
     kinds = {key: emit.type_of(value) for key, value in zip(variables, values, strict=True)}
@@ -207,6 +205,15 @@ def has_effects(node: Node, calls: Mapping[str, Graph]) -> bool:
         return True
     bodies = called([Graph.of([node])], calls).values()
     return any(inner.op in LEAVES_THE_STEP for body in bodies for inner in body)
+
+
+def may_write(node: Node, variable: str, handles: Mapping[int, str], calls: Mapping[str, Graph]) -> bool:
+    """Whether an operation may write a variable.
+
+    Args:
+      handles: the variables that it takes by the position of their handle.
+    """
+    return _writes(node, [position for position, key in handles.items() if key == variable], calls)
 
 
 def _writes(node: Node, positions: Sequence[int], calls: Mapping[str, Graph]) -> bool:
@@ -235,7 +242,7 @@ def _body_writes(calls: Mapping[str, Graph], name: str, position: int) -> bool:
 def _scratch_body(
     node: Node,
     inputs: Sequence[Ref | None],
-    handles: dict[int, str],
+    handles: Mapping[int, str],
     written: Sequence[str],
     kinds: dict[str, TensorType],
 ) -> Graph:

@@ -16,7 +16,9 @@ Source: Xu et al. 2020, Automatic Cross-Replica Sharding of Weight Update.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
+from whale_tf.ir.functions import called
 from whale_tf.ir.graph import Graph, Node, Ref
 from whale_tf.plan.cost import tensor_bytes
 from whale_tf.plan.layout import HOST_SEAT, Layout
@@ -69,9 +71,12 @@ def place_update(
     stage_of: Mapping[str, int],
     layout: Layout,
     owner: Mapping[str, tuple[int, ...]],
+    calls: Mapping[str, Graph] = MappingProxyType({}),
 ) -> tuple[dict[str, tuple[int, ...]], tuple[str, ...]]:
     """The seats of every operation that runs once per step: for a gradient its owner's, else its largest input's.
 
+    Args:
+      calls: the functions that nodes call.
     Returns:
       for each operation a seat for each kind of group, or one in the first group for those that run there only; and
       these: what is stateful, and sums.
@@ -83,7 +88,7 @@ def place_update(
         if node.name in roles.markers:
             seat[node.name] = owner[variable_of(node)]
         elif roles.per_step(node.name):
-            if len(layout.groups) > 1 and (node.stateful or node.op in SUMMING):
+            if len(layout.groups) > 1 and (node.stateful or _adds_up(node, calls)):
                 once[node.name] = None
             near = [ref for ref in node.inputs if ref.node in seat and (node.name in once or ref.node not in once)]
             seat[node.name] = tuple(
@@ -91,6 +96,12 @@ def place_update(
                 for kind in (kinds[:1] if node.name in once else kinds)
             )
     return seat, tuple(once)
+
+
+def _adds_up(node: Node, calls: Mapping[str, Graph]) -> bool:
+    """Whether a sum is made by a node, or in what it calls."""
+    bodies = called([Graph.of([node])], calls).values()
+    return node.op in SUMMING or any(inner.op in SUMMING for body in bodies for inner in body)
 
 
 def _largest(

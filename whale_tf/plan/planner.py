@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from whale_tf.errors import Line
 from whale_tf.ir.graph import Graph, Ref
@@ -44,6 +44,7 @@ class Facts:
       targets: for each gradient call, the operations it differentiates.
       micro: the step with the shapes of its largest micro-batch.
       refusable: variables of which a read can be refused in a process where they are not up to date.
+      calls: the functions that nodes call.
     """
 
     request: Request
@@ -55,6 +56,7 @@ class Facts:
     targets: Mapping[int, tuple[str, ...]]
     micro: Graph
     refusable: frozenset[str] = frozenset()
+    calls: Mapping[str, Graph] = field(default_factory=dict)
 
 
 def make_plan(graph: Graph, roles: Roles, values: Mapping[Ref, Value], facts: Facts) -> Plan:
@@ -76,7 +78,7 @@ def make_plan(graph: Graph, roles: Roles, values: Mapping[Ref, Value], facts: Fa
 
     stage_of = assign_stages(graph, roles, facts.request.stage_of_scope, stages, facts.line_of)
     owner = assign_owners(graph, roles, stage_of, layout)
-    seat_of, once = place_update(graph, roles, stage_of, layout, owner)
+    seat_of, once = place_update(graph, roles, stage_of, layout, owner, facts.calls)
     buckets = fill_buckets(graph, roles, layout, seat_of)
 
     forward_grid = make_grid(facts.schedule, stages, micro_batches, devices=layout.rows, backward=False)
