@@ -75,26 +75,29 @@ def learning_rate_schedule(scopes: Scopes) -> Training:
     return Training(step, classified(scopes.examples), [*blocks, optimizer])
 
 
-def loss_scale(scopes: Scopes) -> Training:
+def loss_scale(inner: Callable[[], Any], name: str) -> Case:
     """The weights of the second batch let its gradients overflow: that update is left out, and the scale falls."""
-    blocks = classifier()
-    variables = variables_of(blocks)
-    inner = keras.optimizers.Adam(0.01)
-    optimizer = optimized(
-        keras.optimizers.LossScaleOptimizer(inner, initial_scale=1024.0, dynamic_growth_steps=1), variables
-    )
-    weights = [abs(weight) for weight in rows(scopes.examples, 1)]
-    weights[1][-1] = 1e38
 
-    def step(x: tf.Tensor, y: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
-        with tf.GradientTape() as tape, scopes.replica:
-            loss = tf.reduce_mean(cross_entropies(y, scopes.through(blocks, x)) * weight[:, 0])
-            scaled = optimizer.scale_loss(loss)
-        optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables, strict=True))
-        return loss
+    def build(scopes: Scopes) -> Training:
+        blocks = classifier()
+        variables = variables_of(blocks)
+        optimizer = optimized(
+            keras.optimizers.LossScaleOptimizer(inner(), initial_scale=1024.0, dynamic_growth_steps=1), variables
+        )
+        weights = [abs(weight) for weight in rows(scopes.examples, 1)]
+        weights[1][-1] = 1e38
 
-    batches = [(*batch, weight) for batch, weight in zip(classified(scopes.examples), weights, strict=True)]
-    return Training(step, batches, [*blocks, optimizer])
+        def step(x: tf.Tensor, y: tf.Tensor, weight: tf.Tensor) -> tf.Tensor:
+            with tf.GradientTape() as tape, scopes.replica:
+                loss = tf.reduce_mean(cross_entropies(y, scopes.through(blocks, x)) * weight[:, 0])
+                scaled = optimizer.scale_loss(loss)
+            optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables, strict=True))
+            return loss
+
+        batches = [(*batch, weight) for batch, weight in zip(classified(scopes.examples), weights, strict=True)]
+        return Training(step, batches, [*blocks, optimizer])
+
+    return Case(build, name=name)
 
 
 def mixed_float16(scopes: Scopes) -> Training:
@@ -140,6 +143,17 @@ def two_optimizers(scopes: Scopes) -> Training:
 
 
 OPTIMIZERS = keras.optimizers
+LOSS_SCALES = (
+    loss_scale(lambda: OPTIMIZERS.Adam(0.01), "loss_scale"),
+    loss_scale(lambda: OPTIMIZERS.SGD(0.1, momentum=0.9), "loss_scale_momentum"),
+    loss_scale(lambda: OPTIMIZERS.Adam(0.01, global_clipnorm=0.1), "loss_scale_clipped"),
+    loss_scale(
+        lambda: OPTIMIZERS.SGD(
+            0.1, momentum=0.9, gradient_accumulation_steps=2, use_ema=True, ema_overwrite_frequency=2
+        ),
+        "loss_scale_accumulated",
+    ),
+)
 CASES = (
     with_optimizer(lambda: OPTIMIZERS.SGD(0.1), "sgd"),
     with_optimizer(lambda: OPTIMIZERS.SGD(0.1, momentum=0.9, nesterov=True), "nesterov"),
@@ -164,7 +178,7 @@ CASES = (
     Case(manual_sgd),
     Case(clip_by_global_norm),
     Case(learning_rate_schedule),
-    Case(loss_scale),
+    *LOSS_SCALES,
     # A weight's gradient is a sum over examples in half precision: each micro-batch's is rounded at 2^-11, or 2^-8.
     Case(mixed_float16, tolerance=2e-3),
     Case(mixed_bfloat16, tolerance=2e-2),
