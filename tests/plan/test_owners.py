@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -99,6 +100,29 @@ def test_a_value_of_several_owners_is_computed_where_its_largest_input_is() -> N
     stage_of = {"d0": 0, "d1": 1, "loss": 1}
     placed = place_update(graph, roles, stage_of, TWO_BY_TWO, {"v0": (1,), "v1": (4,)})
     assert placed == ({"g0": (1,), "g1": (4,), "norm": (4,), "copy": (4,)}, ())
+
+
+@pytest.mark.parametrize(("inside", "devices"), [("Neg", (0, 1)), ("Sum", (0,))])
+def test_what_adds_up_inside_of_what_it_calls_runs_in_the_first_group_only(
+    inside: str, devices: tuple[int, ...]
+) -> None:
+    graph = parse_graph("""
+        graph step(out: chosen) {
+          x = Input() {index=0, batch=true} : float32[4]
+          d = Neg(x) : float32[4]  @call=1
+          g = Gradient(d) {call=1, part=b"dense", variable=b"v"} : float32[4]
+          c = Captured() {index=0} : bool[]
+          chosen = StatelessIf(c, g) {then_branch=@then, else_branch=@else} : float32[4]
+        }
+    """)
+    body = parse_graph(
+        f"graph then(out: y) {{\n x = Argument() {{index=0}} : float32[4]\n y = {inside}(x) : float32[4]\n}}"
+    )
+    roles = roles_of(graph)
+    layout = Layout((0.5, 0.5), ("a",), ((0,), (1,)), ("CPU:0", "CPU:0"), 0, (0, 1))
+    owner = assign_owners(graph, roles, {"d": 0}, layout)
+    placed = place_update(graph, roles, {"d": 0}, layout, owner, {"then": body, "else": body})
+    assert (owner, placed["chosen"]) == ({"v": (0, 1)}, devices)
 
 
 def test_the_gradient_of_what_is_no_variable_is_of_the_micro_batches() -> None:

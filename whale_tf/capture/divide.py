@@ -149,7 +149,8 @@ class _Writer:
     def _branch(self, suffix: str, wanted: Mapping[str, Sequence[Ref]], kinds: Sequence[TensorType]) -> Node:
         name = f"{self.node.name}/{suffix}"
         needed = {attribute: self._needed(attribute, refs) for attribute, refs in wanted.items()}
-        taken = [each for each in self.sources if any(each in found.values() for _, found in needed.values())]
+        used = {each for _, found in needed.values() for each in found.values()}
+        taken = [each for each in self.sources if each in used]
         functions: dict[str, str] = {}
         for attribute, body in self.bodies.items():
             functions[attribute] = "/".join(filter(None, (self.outer, name, attribute)))
