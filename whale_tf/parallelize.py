@@ -67,6 +67,7 @@ def function(
     micro_batches: int | None = None,
     schedule: str | Grid | None = None,
     coupling: str | None = None,
+    batch_norm: str | None = None,
     accept: Sequence[str] = (),
     gather_bytes: int | None = None,
     loss: str | None = None,
@@ -82,6 +83,7 @@ def function(
     micro_batches: int | None = None,
     schedule: str | Grid | None = None,
     coupling: str | None = None,
+    batch_norm: str | None = None,
     accept: Sequence[str] = (),
     gather_bytes: int | None = None,
     loss: str | None = None,
@@ -103,6 +105,7 @@ def function(
       coupling: `exact` computes over the global batch what relates examples of several parts to each other, also in the
         middle of the step. `auto`, the default, does so where it is a total of few bytes and there is one micro-batch,
         takes the statistics of BatchNormalization over each part, and refuses the rest.
+      batch_norm: `global` takes the statistics of BatchNormalization over the global batch, `local` over each part.
       accept: operations, kinds of operation (`Mean`) or lines (`train.py:14`) of which each part's own value is taken.
       gather_bytes: how many bytes of examples are brought to one device, at most, for what is computed once (256 MiB).
       loss: `mean` or `sum`: what the loss is over the examples. It need not be said; where it is, it is checked.
@@ -118,6 +121,7 @@ def function(
         "micro_batches": micro_batches,
         "schedule": schedule,
         "coupling": coupling,
+        "batch_norm": batch_norm,
         "accept": accept,
         "gather_bytes": gather_bytes,
     }
@@ -291,7 +295,8 @@ def _rewritten(
 
 def _coupling(strategy: Strategy, micro_batches: int, line: Callable[[str], Line]) -> Coupling:
     most = GATHER_BYTES if strategy.gather_bytes is None else strategy.gather_bytes
-    return Coupling(strategy.coupling == "exact", strategy.accept, micro_batches, most, line)
+    exact, statistics = strategy.coupling == "exact", strategy.batch_norm == "global"
+    return Coupling(exact, strategy.accept, micro_batches, most, line, statistics)
 
 
 def _at_sizes(

@@ -13,7 +13,7 @@ from tests.plan.traced import ROWS, WIDTH, Traced, trace
 from tests.run.mistakes import Source
 from whale_tf.errors import PlanError
 from whale_tf.ir.graph import Ref
-from whale_tf.ir.sharding import APART
+from whale_tf.ir.sharding import APART, SUMS
 from whale_tf.plan.coupling import SMALL_BYTES, couplings
 
 MASK = tf.TensorSpec([None], tf.float32)
@@ -247,6 +247,36 @@ def test_statistics_with_a_moving_average_are_each_parts_own_unless_they_are_to_
     assert resolved.accepted == ()
     exact = traced.resolved(micro_batches=micro_batches, exact=True).states
     assert "statistic" in {ref.node for ref in couplings(exact)}
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_global_statistics_are_merged_as_totals(micro_batches: int) -> None:
+    """None of the examples is brought anywhere: each merge is a sum over them."""
+    traced = normalizing(tf.Variable([0.0], trainable=False))
+    states = traced.resolved(micro_batches=micro_batches, global_statistics=True).states
+    assert states.value(Ref("statistic")).state == SUMS
+    assert couplings(states) == couplings(traced.resolved(micro_batches=micro_batches, exact=True).states)
+    for ref in couplings(states):
+        assert states.value(ref).state == SUMS
+        assert traced.sizes.following(ref) == ()
+
+
+def test_global_statistics_do_not_allow_what_else_relates_examples() -> None:
+    average, weights = tf.Variable([0.0], trainable=False), tf.Variable(tf.ones([WIDTH, 1]), name="w")
+
+    def step(x: tf.Tensor) -> dict[str, Any]:
+        with tf.GradientTape() as tape:
+            h = x @ weights
+            mean = tf.reduce_mean(h, axis=0)
+            average.assign(0.9 * average + 0.1 * mean)
+            value = tf.sqrt(tf.reduce_mean(tf.square(h - mean)), name="root")
+        weights.assign_sub(0.1 * tape.gradient(value, weights))
+        return {"loss": value}
+
+    traced = trace(step)
+    with pytest.raises(PlanError, match="'root' \\(Sqrt\\): Sqrt needs the total over all examples"):
+        traced.resolved(micro_batches=2, global_statistics=True)
+    assert couplings(traced.resolved(global_statistics=True).states)  # of one micro-batch, they are few bytes
 
 
 # What is computed once, of examples.

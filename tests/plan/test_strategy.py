@@ -38,6 +38,7 @@ def strategies(draw: st.DrawFn) -> Strategy:
             st.sampled_from((schedule, make_grid(schedule, stages, micro_batches, devices=rows, backward=backward)))
         ),
         "coupling": draw(st.sampled_from(("auto", "exact"))),
+        "batch_norm": draw(st.sampled_from(("local", "global"))),
         "accept": draw(NAMES),
         "gather_bytes": draw(st.integers(0, 2**40)),
     }.items():
@@ -121,7 +122,7 @@ def test_what_cannot_be_read_is_refused(text: str, details: list[str]) -> None:
             "cannot read the strategy.",
             *details,
             'Write what print(step.strategy) shows, such as Strategy(replicas=2, micro_batches=4, schedule="1f1b"); '
-            "its fields are replicas, shares, stages, devices, micro_batches, schedule, coupling, accept, "
+            "its fields are replicas, shares, stages, devices, micro_batches, schedule, coupling, batch_norm, accept, "
             "gather_bytes.",
         ]
     )

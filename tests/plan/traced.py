@@ -42,9 +42,16 @@ class Traced:
         return derive(self.sizes, choices or Choices())
 
     def resolved(
-        self, *, exact: bool = False, accept: tuple[str, ...] = (), micro_batches: int = 1, gather_bytes: int = 2**28
+        self,
+        *,
+        exact: bool = False,
+        accept: tuple[str, ...] = (),
+        micro_batches: int = 1,
+        gather_bytes: int = 2**28,
+        global_statistics: bool = False,
     ) -> Resolved:
-        return resolve(self.sizes, Coupling(exact, accept, micro_batches, gather_bytes, self.line_of))
+        coupling = Coupling(exact, accept, micro_batches, gather_bytes, self.line_of, global_statistics)
+        return resolve(self.sizes, coupling)
 
     def told(self, states: States | None = None) -> dict[str, str]:
         """The state of each output, `once` for what is computed once, and `early` for what constants determine."""

@@ -72,6 +72,14 @@ DEFINED = Source(mean_of).at("def mean_of", function="mean_of")
             '  Use for example coupling="exact", or leave out what you have not decided.',
         ),
         (
+            {"batch_norm": "synchronized"},
+            whale.PlanError,
+            "a strategy has values that cannot be.\n"
+            '  batch_norm is \'synchronized\', and must be "local" or "global"\n'
+            f"  at {DEFINED}\n"
+            '  Use for example batch_norm="global", or leave out what you have not decided.',
+        ),
+        (
             {"whole": ("masks", "y")},
             whale.PlanError,
             "whole names no argument of 'mean_of': masks, y.\n"

@@ -1,7 +1,7 @@
 """What to do where a gradient waits for something that takes examples of several parts together.
 
 a total of arguments and constants (counts of tokens)   merged before everything else, by a prologue
-the statistics of BatchNormalization                    each part's own, unless coupling="exact"
+the statistics of BatchNormalization                    each part's own, unless batch_norm="global" or coupling="exact"
 a total of few bytes, and one micro-batch               merged where it stands
 anything, with coupling="exact"                         merged or gathered where it stands
 a mean, or rows of a part, that the user accepts        each part's own
@@ -38,6 +38,7 @@ class Coupling:
       micro_batches: how many each replica has.
       gather_bytes: how much is gathered at most for what is computed once.
       line_of: the user's line of an operation.
+      global_statistics: whether the statistics of BatchNormalization are those of the global batch.
     """
 
     exact: bool
@@ -45,6 +46,7 @@ class Coupling:
     micro_batches: int
     gather_bytes: int
     line_of: Callable[[str], Line]
+    global_statistics: bool = False
 
     def accepts(self, node: Node) -> bool:
         """Whether the user accepts what each part makes of a node."""
@@ -157,7 +159,8 @@ def _together(states: States, ref: Ref) -> list[str]:
 
 def _with_prologue(sizes: Sizes, coupling: Coupling, accepted: frozenset[str]) -> States:
     """Derives once, and again with what arguments alone determine merged first."""
-    choices = Choices(lambda node: not coupling.exact and makes_average(sizes, node), accepted)
+    own_statistics = not (coupling.exact or coupling.global_statistics)
+    choices = Choices(lambda node: own_statistics and makes_average(sizes, node), accepted)
     while True:
         states = derive(sizes, choices)
         first = {ref for ref in couplings(states) if _early(states, ref, coupling)}
@@ -189,7 +192,11 @@ def _refused(states: States, coupling: Coupling) -> list[Ref]:
         return []
     if states.torn:
         return sorted(states.torn)
-    return [ref for ref in couplings(states) if coupling.micro_batches > 1 or not _small(states, ref)]
+    wrong = [ref for ref in couplings(states) if coupling.micro_batches > 1 or not _small(states, ref)]
+    if not wrong or not coupling.global_statistics:
+        return wrong
+    own = couplings(_with_prologue(states.sizes, replace(coupling, global_statistics=False), states.accepted))
+    return [ref for ref in wrong if ref in own]  # the others are there for the statistics alone
 
 
 def _small(states: States, ref: Ref) -> bool:

@@ -44,6 +44,7 @@ class Strategy:
       schedule: `gpipe`, `1f1b`, `interleaved` or `zero_bubble`; or the order of actions on each device of a replica, as
         `print(step.schedule)` shows it: a grid, or its text. Left open, 1f1b.
       coupling: `auto`, or `exact`: whether what relates examples of several parts is computed over the global batch.
+      batch_norm: `local`, or `global`: whether BatchNormalization takes its statistics over the global batch.
       accept: operations, kinds of operation or lines of which each part's own value is taken.
       gather_bytes: how much is gathered at most for what is computed once; left open, 256 MiB.
     Raises:
@@ -58,6 +59,7 @@ class Strategy:
     micro_batches: int | None = None
     schedule: str | Grid | None = None
     coupling: str | None = None
+    batch_norm: str | None = None
     accept: tuple[str, ...] = ()
     gather_bytes: int | None = None
 
@@ -173,6 +175,7 @@ class Strategy:
             name=self.schedule if isinstance(self.schedule, str) else None,
             grid=grid.to_proto() if grid else None,
             coupling=self.coupling,
+            batch_norm=self.batch_norm,
             accept=self.accept,
             gather_bytes=self.gather_bytes,
         )
@@ -193,6 +196,7 @@ class Strategy:
             micro_batches=message.micro_batches if message.HasField("micro_batches") else None,
             schedule=Grid.from_proto(schedule) if isinstance(schedule, plan_pb2.Grid) else schedule,
             coupling=message.coupling if message.HasField("coupling") else None,
+            batch_norm=message.batch_norm if message.HasField("batch_norm") else None,
             accept=tuple(message.accept),
             gather_bytes=message.gather_bytes if message.HasField("gather_bytes") else None,
         )
@@ -245,6 +249,7 @@ _RULES: Mapping[str, _Rule] = {
     "micro_batches": _Rule(_is_count, "be a whole number from 1 on", 1),
     "schedule": _Rule(lambda value: isinstance(value, str | Grid), "be a name or a grid", "1f1b"),
     "coupling": _Rule(lambda value: value in ("auto", "exact"), 'be "auto" or "exact"', "exact"),
+    "batch_norm": _Rule(lambda value: value in ("local", "global"), 'be "local" or "global"', "global"),
     "accept": _Rule(
         lambda value: isinstance(value, str) or (_is_row(value) and all(isinstance(name, str) for name in value)),
         "be names of operations, kinds or lines",

@@ -318,8 +318,9 @@ class Step:
                 "the first step is not that of one device",
                 details=str(found).splitlines(),
                 at=[written_at(self.python_function)],
-                way_out="Leave verify_first out where a step draws random numbers without a seed or normalizes over "
-                "parts of the batch; else report it with what WHALE_TF_DUMP=folder writes.",
+                way_out='Use batch_norm="global" where a step normalizes over parts of the batch, leave verify_first '
+                "out where it draws random numbers without a seed; else report it with what WHALE_TF_DUMP=folder "
+                "writes.",
             )
 
     @property
