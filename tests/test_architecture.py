@@ -47,7 +47,6 @@ STATE = {
 # Modules that import one another, be it for types only.
 CIRCLES = {
     ("plan.plan", "plan.table"),  # a plan prints itself
-    ("rewrite.bind", "rewrite.inputs", "rewrite.merge"),
     ("run.compiled", "run.failure"),
 }
 MUTABLE = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)

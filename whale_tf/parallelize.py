@@ -22,6 +22,7 @@ from whale_tf.capture.translate import CapturedStep
 from whale_tf.errors import Line, PlanError
 from whale_tf.ir.dumps import Dumps
 from whale_tf.ir.graph import Graph
+from whale_tf.plan.cautions import Caution, caution_accepted, caution_idle
 from whale_tf.plan.choose import Request, choose, read_scopes
 from whale_tf.plan.coupling import GATHER_BYTES, Coupling, resolve
 from whale_tf.plan.grid import Grid
@@ -209,7 +210,8 @@ def _compile(
     dump = Dumps(os.environ.get(DUMP_VARIABLE))
     before = compiler.captured.get(arguments.family)
     outside = before.outside if before is not None else Outside()
-    step = capture_first(fn, arguments, outside)
+    fused = compiler.strategy.coupling != "exact" and compiler.strategy.batch_norm != "global"
+    step = capture_first(fn, arguments, outside, fused=fused)
     dump("captured", step.graph)
     line = functools.partial(line_of, step.trace)
     request = read_scopes(step.trace.opened)
@@ -224,7 +226,8 @@ def _compile(
         scope=[str(request.replica)] if request.replica else [],
     )
     if layout.replicas * len(sizes[0]) > 1:
-        sized = at_every_size(fn, arguments, step, outside, sorted({*chain.from_iterable(sizes)}, reverse=True), before)
+        held = sorted({*chain.from_iterable(sizes)}, reverse=True)
+        sized = at_every_size(fn, arguments, step, outside, held, before, fused=fused)
         compiler.captured[arguments.family] = Captured(step, arguments.examples, outside)
         states, accepted = resolve(sized, _coupling(strategy, len(sizes[0]), line))
         if compiler.options.loss is not None:
@@ -234,8 +237,9 @@ def _compile(
     facts = functools.partial(_facts, step, request=request, layout=layout, sizes=sizes, schedule=strategy.schedule)
     rank = session.world.rank if session.world is not None else 0
     cut_step, program, calls = _rewritten(states, facts, sizes, arguments.fed, rank, dump)
-    _warn(_accepted_warning(accepted, line, written_at(fn)), compiler.told)
-    _warn(_device_warnings(layout, request, compiler.strategy, session, written_at(fn)), compiler.told)
+    advice = "" if session.chosen else advise_devices(2)
+    _warn(caution_accepted(accepted, line, written_at(fn)), compiler.told)
+    _warn(caution_idle(layout, request, compiler.strategy, advice, written_at(fn)), compiler.told)
     return (
         Parts(
             cut_step,
@@ -374,38 +378,12 @@ def _facts(
     )
 
 
-def _warn(warned: Iterable[tuple[Line, str]], told: set[str]) -> None:
+def _warn(warned: Iterable[Caution], told: set[str]) -> None:
     """Warns of what was not told before, as if the user's line did."""
     for line, text in warned:
         if text not in told:
             warnings.warn_explicit(text, UserWarning, line.file, line.number)
             told.add(text)
-
-
-def _accepted_warning(accepted: Sequence[str], line: Callable[[str], Line], step: Line) -> Iterator[tuple[Line, str]]:
-    if accepted:
-        each = ", ".join(f"'{name}' (at {line(name)})" for name in accepted)
-        lines = [line(name) for name in accepted]
-        at = next((at for at in lines if at.number), step)
-        yield at, f"each part of the batch has its own value of what accept= names: {each}"
-
-
-def _device_warnings(
-    layout: Layout, request: Request, given: Strategy, session: Session, step: Line
-) -> Iterator[tuple[Line, str]]:
-    """Of devices that are not used, where nobody has said how many replicas there are to be."""
-    if given.replicas is not None:
-        return
-    many = request.replica is not None and request.replica.count is None
-    if many and len(layout.devices) == 1 and not session.chosen:
-        yield step, f"whale.init was not called, so {request.replica} has one device. {advise_devices(2)}"
-    if layout.idle and request.stages and request.replica is None:
-        used = {place for row in layout.places for place in row}
-        idle = [layout.label(index) for index in range(len(layout.devices)) if index not in used]
-        yield (
-            step,
-            f"{len(idle)} devices are left idle ({', '.join(idle)}): put replica() around the stages to use them",
-        )
 
 
 def _result(trace: Trace, outputs: Sequence[tf.Tensor]) -> Any:

@@ -261,6 +261,25 @@ def test_global_statistics_are_merged_as_totals(micro_batches: int) -> None:
         assert traced.sizes.following(ref) == ()
 
 
+def test_what_only_outputs_take_of_normalized_examples_is_computed_by_the_parts() -> None:
+    """Else the examples would be brought together for it."""
+    average, weights = tf.Variable([0.0], trainable=False), tf.Variable(tf.ones([WIDTH, 1]), name="w")
+
+    def step(x: tf.Tensor) -> dict[str, Any]:
+        with tf.GradientTape() as tape:
+            h = x @ weights
+            mean = tf.reduce_mean(h, axis=0)
+            average.assign(0.9 * average + 0.1 * mean)
+            centered = h - mean
+            value = tf.reduce_mean(tf.square(centered))
+        weights.assign_sub(0.1 * tape.gradient(value, weights))
+        return {"score": tf.sigmoid(centered), "share": tf.reduce_mean(tf.cast(centered > 0.0, tf.float32))}
+
+    traced = trace(step)
+    states = traced.resolved(micro_batches=2, global_statistics=True).states
+    assert traced.told(states) == {"score": "Split(0)", "share": "Partial(sum) of degree -1"}
+
+
 def test_global_statistics_do_not_allow_what_else_relates_examples() -> None:
     average, weights = tf.Variable([0.0], trainable=False), tf.Variable(tf.ones([WIDTH, 1]), name="w")
 

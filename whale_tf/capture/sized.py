@@ -16,6 +16,7 @@ from whale_tf.capture.outside import Outside
 from whale_tf.capture.pair import UnlikeError, alone, pair
 from whale_tf.capture.record import Trace, line_of, record
 from whale_tf.capture.translate import CapturedStep, translate
+from whale_tf.capture.unfuse import unfuse
 from whale_tf.errors import CaptureError, Line, WhaleError
 from whale_tf.ir.sizes import Sizes
 
@@ -33,34 +34,44 @@ class Called(Protocol):
         """The tensors' shapes and types, for a batch of some size."""
 
 
-def capture_first(function: Callable[..., Any], arguments: Any, outside: Outside) -> CapturedStep:
+def capture_first(
+    function: Callable[..., Any], arguments: Any, outside: Outside, *, fused: bool = True
+) -> CapturedStep:
     """The step at the global batch. Variables that it creates at its first call are made, and it is traced again.
 
+    Args:
+      outside: what the step's traces so far take from outside; added to.
+      fused: whether normalizations stay one operation, and their statistics inside of it.
     Raises:
       CaptureError, VariableError, ScopeError: the step cannot be traced into one flat graph.
     """
     name, examples = getattr(function, "__name__", "step"), arguments.examples
     trace = record(function, arguments.rebuilt, arguments.specs(examples), name, examples=examples, may_create=True)
-    return capture(function, arguments, outside, examples) if trace.created else _translated(trace, arguments, outside)
+    if trace.created:
+        return capture(function, arguments, outside, examples, fused=fused)
+    return _translated(trace, arguments, outside, fused)
 
 
-def capture(function: Callable[..., Any], arguments: Any, outside: Outside, examples: int) -> CapturedStep:
+def capture(
+    function: Callable[..., Any], arguments: Any, outside: Outside, examples: int, *, fused: bool = True
+) -> CapturedStep:
     """The step at one size of batch.
 
     Args:
       outside: what the step's traces so far take from outside; added to.
+      fused: whether normalizations stay one operation.
     Raises:
       CaptureError, VariableError, ScopeError: the step cannot be traced into one flat graph.
     """
     name = getattr(function, "__name__", "step")
     trace = record(function, arguments.rebuilt, arguments.specs(examples), name, examples=examples)
-    return _translated(trace, arguments, outside)
+    return _translated(trace, arguments, outside, fused)
 
 
-def _translated(trace: Trace, arguments: Any, outside: Outside) -> CapturedStep:
+def _translated(trace: Trace, arguments: Any, outside: Outside, fused: bool) -> CapturedStep:
     step = translate(trace, arguments.batch, outside)
     graph, calls = divide(step.graph, step.calls)
-    return replace(step, graph=normalize(graph), calls=calls)
+    return replace(step, graph=normalize(graph if fused else unfuse(graph)), calls=calls)
 
 
 def at_one_size(step: CapturedStep, examples: int) -> Sizes:
@@ -89,6 +100,8 @@ def at_every_size(
     outside: Outside,
     sizes: Sequence[int] = (),
     before: Captured | None = None,
+    *,
+    fused: bool = True,
 ) -> Sizes:
     """The step at every size: from `before` if it is the same program there, else from a trace at another size.
 
@@ -98,6 +111,7 @@ def at_every_size(
 
     Args:
       sizes: how many examples the micro-batches hold.
+      fused: whether normalizations stay one operation.
     Raises:
       CaptureError: the step cannot be traced at another size than the global batch, or is another program there.
     """
@@ -110,7 +124,7 @@ def at_every_size(
     failures: list[_Failure] = []
     for size in dict.fromkeys((2 * batch, *(size for size in sizes if 1 < size < batch))):
         try:
-            other = capture(function, arguments, outside, size)
+            other = capture(function, arguments, outside, size, fused=fused)
             return pair(step.graph, step.calls, other.graph, other.calls, batch, size)
         except WhaleError:
             raise

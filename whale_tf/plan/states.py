@@ -231,7 +231,8 @@ class _Derivation:
         cut = any(isinstance(value.state, Split) or value.state == BLANK for value in found.results)
         if not cut and not any(each.micro for each in inputs):
             return "nothing that it takes is cut"
-        if coupled and node.name not in self.needed:
+        later = level > max((each.level for each in inputs if each.micro), default=FREE)
+        if coupled and later and node.name not in self.needed:
             return f"it is computed once, from '{min(coupled)}'"
         if found.results and all(value.state == BLANK for value in found.results) and not any(e.micro for e in inputs):
             level = FREE

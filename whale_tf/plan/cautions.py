@@ -1,0 +1,40 @@
+"""What a user is warned of: what each part has of its own because it was accepted, and devices that nothing uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from whale_tf.errors import Line
+from whale_tf.plan.choose import Request
+from whale_tf.plan.layout import Layout
+from whale_tf.plan.strategy import Strategy
+
+Caution = tuple[Line, str]  # where, and what
+
+
+def caution_accepted(accepted: Sequence[str], line: Callable[[str], Line], step: Line) -> Iterator[Caution]:
+    """Of operations that accept= names, of which each part of the batch has its own value."""
+    if accepted:
+        each = ", ".join(f"'{name}' (at {line(name)})" for name in accepted)
+        at = next((at for at in map(line, accepted) if at.number), step)
+        yield at, f"each part of the batch has its own value of what accept= names: {each}"
+
+
+def caution_idle(layout: Layout, request: Request, given: Strategy, advice: str, step: Line) -> Iterator[Caution]:
+    """Of devices that are not used, where nobody has said how many replicas there are to be.
+
+    Args:
+      advice: how to have more devices, where the script has not asked for any; else empty.
+    """
+    if given.replicas is not None:
+        return
+    many = request.replica is not None and request.replica.count is None
+    if many and len(layout.devices) == 1 and advice:
+        yield step, f"whale.init was not called, so {request.replica} has one device. {advice}"
+    if layout.idle and request.stages and request.replica is None:
+        used = {place for row in layout.places for place in row}
+        idle = [layout.label(index) for index in range(len(layout.devices)) if index not in used]
+        yield (
+            step,
+            f"{len(idle)} devices are left idle ({', '.join(idle)}): put replica() around the stages to use them",
+        )
