@@ -162,8 +162,8 @@ def test_verify_first_refuses_a_step_that_is_not_that_of_one_device() -> None:
         "the first step is not that of one device.\n"
         + "".join(f"  {line}\n" for line in str(found).splitlines())
         + f"  at {Source(of_mean).at('@whale.function')}\n"
-        "  Leave verify_first out where a step draws random numbers without a seed or normalizes over parts of the "
-        "batch; else report it with what WHALE_TF_DUMP=folder writes."
+        '  Use batch_norm="global" where a step normalizes over parts of the batch, leave verify_first out where it '
+        "draws random numbers without a seed; else report it with what WHALE_TF_DUMP=folder writes."
     )
     step = of_mean(weight, accept="Mean", verify_first=True)
     right = of_mean(weight, accept="Mean")
