@@ -75,6 +75,18 @@ class Cancellation {
   bool started_ = false, requested_ = false, finished_ = false;
 };
 
+// The input `place`.
+absl::Status ReadPlace(OpKernelContext* context, const std::string& op, Place* place) {
+  const Tensor& given = context->input(0);
+  if (given.dims() != 1 || given.dim_size(0) != 3) {
+    return absl::InvalidArgumentError("'" + op + "' has a place of shape " + given.shape().DebugString() +
+                                      ", expected was [3]: communicator, member, number");
+  }
+  const auto numbers = given.flat<int64_t>();
+  *place = {numbers(0), numbers(1), numbers(2)};
+  return absl::OkStatus();
+}
+
 // After an error between processes MPI may still read and write the tensors, at any time: world.h asks for this leak.
 void KeepForEver(OpKernelContext* context) {
   auto* kept = new std::vector<Tensor>;
@@ -171,26 +183,21 @@ std::string Describe(const Tensor& tensor, int index, int count, int rank) {
 
 CallKernel::CallKernel(tensorflow::OpKernelConstruction* context) : AsyncOpKernel(context) {
   std::string label;
-  OP_REQUIRES_OK(context, context->GetAttr("world", &place_.world));
-  OP_REQUIRES_OK(context, context->GetAttr("rank", &place_.rank));
-  OP_REQUIRES_OK(context, context->GetAttr("ranks", &place_.ranks));
   OP_REQUIRES_OK(context, context->GetAttr("label", &label));
   OP_REQUIRES(context, !label.empty(), absl::InvalidArgumentError("'" + name() + "' has an empty label"));
   label_ = Label(std::move(label));
 }
 
 void CallKernel::ComputeAsync(OpKernelContext* context, DoneCallback done) {
-  Place place = place_;
-  Communicator* communicator = nullptr;
-  const Status found = FindCommunicator(name(), OnThreadsOf(context), &place, &communicator);
+  Place place;
+  OP_REQUIRES_OK_ASYNC(context, ReadPlace(context, name(), &place), done);
+  Member member;
+  const Status found = FindMember(name(), OnThreadsOf(context), place, &member);
   OP_REQUIRES_OK_ASYNC(context, ToTensorFlow(found), done);
+  Communicator* const communicator = member.communicator;
   Call call;
-  call.label = label_;
-  call.ranks = std::move(place.ranks);
-  call.step = context->step_id();
-  // The frames of loops are named by the graph, so they have the same numbers in every process.
-  const tensorflow::FrameAndIter frame = context->frame_iter();
-  call.iteration = Hash(frame.frame_id, frame.iter_id);
+  Identify(context, place.number, &call);
+  call.ranks = std::move(member.ranks);
   call.tensors = TensorsOf(context);
 
   auto cancellation = std::make_shared<Cancellation>(communicator, call, context->cancellation_manager());
@@ -198,8 +205,7 @@ void CallKernel::ComputeAsync(OpKernelContext* context, DoneCallback done) {
     EndCancelled(context, absl::CancelledError("'" + name() + "' was not started: its step is cancelled"), done);
     return;
   }
-  const bool between_processes = place.world == kProcesses;
-  auto finish = [context, done, cancellation, between_processes](const Status& status) {
+  auto finish = [context, done, cancellation, between_processes = member.of_processes](const Status& status) {
     cancellation->Finish();
     if (!status.ok() && between_processes) KeepForEver(context);
     if (status.code() == Code::kCancelled) {
@@ -217,6 +223,22 @@ void CallKernel::ComputeAsync(OpKernelContext* context, DoneCallback done) {
   cancellation->Finish();
   context->SetStatus(started);
   done();
+}
+
+void CallKernel::Identify(OpKernelContext* context, int64_t number, Call* call) const {
+  call->label = label_;
+  if (number == kNotNumbered) {
+    call->step = context->step_id();
+    // The frames of loops are named by the graph, so they have the same numbers in every process.
+    const tensorflow::FrameAndIter frame = context->frame_iter();
+    call->iteration = Hash(frame.frame_id, frame.iter_id);
+    return;
+  }
+  // Members may call one function in steps of their own, as functions that are not inlined are.
+  call->step = kAnyStep;
+  call->iteration = static_cast<uint64_t>(number);
+  call->label.text += ", number " + std::to_string(number);
+  call->label.digest = Hash(call->label.digest, 1);  // apart from those without a number, which have steps
 }
 
 }  // namespace whale

@@ -1,4 +1,5 @@
-// What the kernels of all operations over a communicator have in common: finding it, cancellation, and the one end.
+// What the kernels of all operations over a communicator have in common: finding it and which call it is, cancellation, and
+// the one end.
 
 #ifndef WHALE_KERNELS_OPS_CALL_H_
 #define WHALE_KERNELS_OPS_CALL_H_
@@ -23,6 +24,9 @@ int64_t CountOf(const tensorflow::Tensor& tensor);
 // Elements of one row along dimension 0, which the tensor must have; counted as CountOf does.
 int64_t CountOfRow(const tensorflow::Tensor& tensor);
 
+// Which input of a collective is its first value: `place` comes before.
+constexpr int kFirstValue = 1;
+
 // The memory of a tensor; null if it has none.
 void* MemoryOf(const tensorflow::Tensor& tensor);
 
@@ -46,7 +50,9 @@ class CallKernel : public tensorflow::AsyncOpKernel {
   virtual std::string TensorsOf(tensorflow::OpKernelContext*) const { return ""; }
 
  private:
-  Place place_;
+  // The call's label, number and step.
+  void Identify(tensorflow::OpKernelContext* context, int64_t number, Call* call) const;
+
   Label label_;
 };
 

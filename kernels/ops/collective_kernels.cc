@@ -19,15 +19,17 @@ using tensorflow::TensorShape;
 // A collective over a list. Which of its calls it is, and how shapes change, is what the classes below say.
 class CollectiveKernel : public CallKernel {
  public:
-  using CallKernel::CallKernel;
+  explicit CollectiveKernel(OpKernelConstruction* context) : CallKernel(context) {
+    if (context->HasAttr("members")) OP_REQUIRES_OK(context, context->GetAttr("members", &members_));
+  }
 
  protected:
   enum class Memory { kMayBeTheInputs, kItsOwn };
 
   std::string TensorsOf(OpKernelContext* context) const override {
-    std::string text = tensorflow::DataTypeString(context->input_dtype(0));
+    std::string text = tensorflow::DataTypeString(context->input_dtype(kFirstValue));
     for (int i = 0; i < context->num_outputs(); ++i) {
-      text += (i == 0 ? " " : ", ") + context->input(i).shape().DebugString();
+      text += (i == 0 ? " " : ", ") + context->input(kFirstValue + i).shape().DebugString();
     }
     return text;
   }
@@ -37,13 +39,13 @@ class CollectiveKernel : public CallKernel {
   absl::Status MakePieces(OpKernelContext* context, Memory memory, ShapeOf shape_of,
                           std::vector<Piece>* pieces) const {
     for (int i = 0; i < context->num_outputs(); ++i) {
-      const Tensor& input = context->input(i);
+      const Tensor& input = context->input(kFirstValue + i);
       const void* in = MemoryOf(input);
       TensorShape shape = input.shape();
       TF_RETURN_IF_ERROR(shape_of(i, &shape));
       Tensor* output = nullptr;
       if (memory == Memory::kMayBeTheInputs) {
-        TF_RETURN_IF_ERROR(context->forward_input_or_allocate_output({i}, i, shape, &output));
+        TF_RETURN_IF_ERROR(context->forward_input_or_allocate_output({kFirstValue + i}, i, shape, &output));
       } else {
         TF_RETURN_IF_ERROR(context->allocate_output(i, shape, &output));
       }
@@ -52,14 +54,24 @@ class CollectiveKernel : public CallKernel {
     return absl::OkStatus();
   }
 
-  absl::Status CheckRows(OpKernelContext* context, int index, const Call& call, int rank) const {
-    const Tensor& input = context->input(index);
-    const int64_t ranks = static_cast<int64_t>(call.ranks.size());
-    if (input.dims() > 0 && input.dim_size(0) % ranks == 0) return absl::OkStatus();
+  // That there are as many members as shapes were made for.
+  absl::Status CheckMembers(const Call& call, int rank) const {
+    const auto members = static_cast<int64_t>(call.ranks.size());
+    if (members == members_) return absl::OkStatus();
+    return absl::InvalidArgumentError("'" + name() + "' on rank " + std::to_string(rank) + " was made for " +
+                                      std::to_string(members_) + " members, and its communicator has " +
+                                      std::to_string(members));
+  }
+
+  absl::Status CheckRows(OpKernelContext* context, int index, int rank) const {
+    const Tensor& input = context->input(kFirstValue + index);
+    if (input.dims() > 0 && input.dim_size(0) % members_ == 0) return absl::OkStatus();
     return absl::InvalidArgumentError("'" + name() + "': " + Describe(input, index, context->num_outputs(), rank) +
                                       ", was expected to have a dimension 0 that is a multiple of " +
-                                      std::to_string(ranks) + ", the number of ranks");
+                                      std::to_string(members_) + ", the number of members");
   }
+
+  int64_t members_ = 0;  // where the operation has it
 };
 
 // All-reduce, and reduce-scatter, which gives each rank its part of that.
@@ -71,7 +83,7 @@ class ReductionKernel final : public CollectiveKernel {
     float scale = 1;
     OP_REQUIRES_OK(context, context->GetAttr("reduction", &reduction));
     OP_REQUIRES_OK(context, context->GetAttr("scale", &scale));
-    arithmetic_.type = ToWhale(context->input_type(0));
+    arithmetic_.type = ToWhale(context->input_type(kFirstValue));
     arithmetic_.scale = scale;
     for (Reduction known : {Reduction::kSum, Reduction::kMean, Reduction::kMax, Reduction::kMin, Reduction::kProduct}) {
       if (reduction == NameOf(known)) arithmetic_.reduction = known;
@@ -102,45 +114,48 @@ class ReductionKernel final : public CollectiveKernel {
   // Equal parts, for which `rows` stays empty, or those that the operation is given.
   absl::Status MakeParts(OpKernelContext* context, int rank, const Call& call, std::vector<Piece>* pieces,
                          Rows* rows) const {
-    TF_RETURN_IF_ERROR(GivenRows(context, rank, static_cast<int64_t>(call.ranks.size()), rows));
-    const int place = PlaceOf(rank, call.ranks);
+    tensorflow::OpInputList given;
+    TF_RETURN_IF_ERROR(context->input_list("rows", &given));
+    TF_RETURN_IF_ERROR(given.size() == 0 ? CheckMembers(call, rank) : ReadRows(context, rank, call, given[0], rows));
+    const int member = PlaceOf(rank, call.ranks);
     auto part = [&](int i, TensorShape* shape) {
-      if (rows->empty()) TF_RETURN_IF_ERROR(CheckRows(context, i, call, rank));
-      shape->set_dim(0, rows->empty() ? shape->dim_size(0) / static_cast<int64_t>(call.ranks.size()) : (*rows)[place][i]);
+      if (given.size() == 0) TF_RETURN_IF_ERROR(CheckRows(context, i, rank));
+      const auto members = static_cast<int64_t>(call.ranks.size());
+      shape->set_dim(0, rows->empty() ? shape->dim_size(0) / members : (*rows)[member][i]);
       return absl::OkStatus();
     };
     TF_RETURN_IF_ERROR(MakePieces(context, Memory::kItsOwn, part, pieces));
     for (size_t i = 0; i < pieces->size() && !rows->empty(); ++i) {
-      (*pieces)[i].count = CountOfRow(context->input(static_cast<int>(i)));
+      (*pieces)[i].count = CountOfRow(context->input(kFirstValue + static_cast<int>(i)));
     }
     return absl::OkStatus();
   }
 
-  absl::Status GivenRows(OpKernelContext* context, int rank, int64_t ranks, Rows* rows) const {
-    tensorflow::OpInputList given;
-    TF_RETURN_IF_ERROR(context->input_list("rows", &given));
-    if (given.size() == 0) return absl::OkStatus();
+  // The rows of each tensor that are for each member; none where all are for equal parts.
+  absl::Status ReadRows(OpKernelContext* context, int rank, const Call& call, const Tensor& given, Rows* rows) const {
     const int tensors = context->num_outputs();
-    if (given[0].shape() != TensorShape({tensors, ranks})) {
+    const auto members = static_cast<int64_t>(call.ranks.size());
+    if (given.shape() != TensorShape({tensors, members})) {
       return absl::InvalidArgumentError("'" + name() + "' on rank " + std::to_string(rank) + ": rows " +
-                                        given[0].shape().DebugString() + ", were expected to be [" +
-                                        std::to_string(tensors) + "," + std::to_string(ranks) +
-                                        "]: of each tensor and rank");
+                                        given.shape().DebugString() + ", were expected to be [" +
+                                        std::to_string(tensors) + "," + std::to_string(members) +
+                                        "]: of each tensor and member");
     }
-    const auto table = given[0].matrix<int64_t>();
+    const auto table = given.matrix<int64_t>();
     bool all_equal = true;
-    rows->assign(ranks, std::vector<int64_t>(tensors));
+    rows->assign(members, std::vector<int64_t>(tensors));
     for (int i = 0; i < tensors; ++i) {
-      int64_t left = context->input(i).dims() > 0 ? context->input(i).dim_size(0) : -1;
-      for (int64_t place = 0; place < ranks && left >= 0; ++place) {
-        (*rows)[place][i] = table(i, place);
-        all_equal = all_equal && table(i, place) == table(i, 0);
-        left = table(i, place) < 0 ? -1 : left - table(i, place);
+      const Tensor& input = context->input(kFirstValue + i);
+      int64_t left = input.dims() > 0 ? input.dim_size(0) : -1;
+      for (int64_t member = 0; member < members && left >= 0; ++member) {
+        (*rows)[member][i] = table(i, member);
+        all_equal = all_equal && table(i, member) == table(i, 0);
+        left = table(i, member) < 0 ? -1 : left - table(i, member);
       }
       if (left != 0) {
-        return absl::InvalidArgumentError("'" + name() + "': " + Describe(context->input(i), i, tensors, rank) +
+        return absl::InvalidArgumentError("'" + name() + "': " + Describe(input, i, tensors, rank) +
                                           ", was expected to have a dimension 0 that is the sum of its rows, " +
-                                          given[0].SubSlice(i).SummarizeValue(ranks));
+                                          given.SubSlice(i).SummarizeValue(members));
       }
     }
     if (all_equal) rows->clear();
@@ -156,12 +171,13 @@ class AllToAllKernel final : public CollectiveKernel {
 
  protected:
   absl::Status Start(OpKernelContext* context, Communicator* communicator, const Call& call, Done done) override {
+    TF_RETURN_IF_ERROR(CheckMembers(call, communicator->rank()));
     std::vector<Piece> pieces;
-    auto same = [&](int i, TensorShape*) { return CheckRows(context, i, call, communicator->rank()); };
+    auto same = [&](int i, TensorShape*) { return CheckRows(context, i, communicator->rank()); };
     // Not in place: a part that comes would overwrite one that has yet to go, and the communicator would have to copy.
     TF_RETURN_IF_ERROR(MakePieces(context, Memory::kItsOwn, same, &pieces));
-    for (Piece& piece : pieces) piece.count /= static_cast<int64_t>(call.ranks.size());
-    communicator->AllToAll(call, ToWhale(context->input_dtype(0)), std::move(pieces), std::move(done));
+    for (Piece& piece : pieces) piece.count /= members_;
+    communicator->AllToAll(call, ToWhale(context->input_dtype(kFirstValue)), std::move(pieces), std::move(done));
     return absl::OkStatus();
   }
 };
@@ -174,16 +190,16 @@ class BroadcastKernel final : public CollectiveKernel {
 
  protected:
   absl::Status Start(OpKernelContext* context, Communicator* communicator, const Call& call, Done done) override {
-    const int ranks = static_cast<int>(call.ranks.size());
-    if (root_ >= ranks) {
+    const int members = static_cast<int>(call.ranks.size());
+    if (root_ >= members) {
       return absl::InvalidArgumentError("'" + name() + "' on rank " + std::to_string(communicator->rank()) +
-                                        ": root " + std::to_string(root_) + " was expected to be a place among " +
-                                        std::to_string(ranks) + " ranks, from 0 on");
+                                        ": root " + std::to_string(root_) + " was expected to be one of " +
+                                        std::to_string(members) + " members, from 0 on");
     }
     std::vector<Piece> pieces;
     auto same = [](int, TensorShape*) { return absl::OkStatus(); };
     TF_RETURN_IF_ERROR(MakePieces(context, Memory::kMayBeTheInputs, same, &pieces));
-    communicator->Broadcast(call, ToWhale(context->input_dtype(0)), root_, std::move(pieces), std::move(done));
+    communicator->Broadcast(call, ToWhale(context->input_dtype(kFirstValue)), root_, std::move(pieces), std::move(done));
     return absl::OkStatus();
   }
 

@@ -1,7 +1,6 @@
 // The registrations of the collectives: what they take, what they give, and which shapes are known before they run.
 
 #include <string>
-#include <vector>
 
 #include "kernels/ops/registration.h"
 #include "tensorflow/core/framework/shape_inference.h"
@@ -13,69 +12,67 @@ using tensorflow::shape_inference::DimensionHandle;
 using tensorflow::shape_inference::InferenceContext;
 using tensorflow::shape_inference::ShapeHandle;
 
+// Value i is input 1 + i, after `place`.
 absl::Status SameShapes(InferenceContext* context) {
-  for (int i = 0; i < context->num_outputs(); ++i) context->set_output(i, context->input(i));
-  return absl::OkStatus();
+  for (int i = 0; i < context->num_outputs(); ++i) context->set_output(i, context->input(1 + i));
+  return CheckPlace(context);
 }
 
-// How many ranks take part; 0 if the attribute leaves it to the world, which the graph does not know.
-absl::Status NumberOfRanks(InferenceContext* context, int64_t* number) {
-  std::vector<int> ranks;
-  TF_RETURN_IF_ERROR(context->GetAttr("ranks", &ranks));
-  *number = static_cast<int64_t>(ranks.size());
-  return absl::OkStatus();
-}
-
-absl::Status CheckDivides(InferenceContext* context, int index, ShapeHandle shape, int64_t ranks) {
-  DimensionHandle rows = context->Dim(shape, 0);
-  if (ranks == 0 || !context->ValueKnown(rows) || context->Value(rows) % ranks == 0) return absl::OkStatus();
-  return absl::InvalidArgumentError("tensor " + std::to_string(index) + " of " +
-                                    std::to_string(context->num_inputs()) + " has shape " +
-                                    context->DebugString(shape) + ", and " + std::to_string(ranks) +
-                                    " ranks cannot share its dimension 0 evenly");
-}
-
-// How many rows the other ranks bring is known when they come.
-absl::Status GatheredShapes(InferenceContext* context) {
-  const int tensors = context->num_outputs() - 1;
+// The first outputs have the shapes of the values but for dimension 0, which `rows_of` gives.
+template <typename RowsOf>
+absl::Status OtherRows(InferenceContext* context, int tensors, RowsOf rows_of) {
   for (int i = 0; i < tensors; ++i) {
     ShapeHandle shape;
-    TF_RETURN_IF_ERROR(context->WithRankAtLeast(context->input(i), 1, &shape));
-    if (context->RankKnown(shape)) TF_RETURN_IF_ERROR(context->ReplaceDim(shape, 0, context->UnknownDim(), &shape));
-    context->set_output(i, shape);
-  }
-  context->set_output(tensors, context->Matrix(tensors, context->UnknownDim()));
-  return absl::OkStatus();
-}
-
-absl::Status ScatteredShapes(InferenceContext* context) {
-  int64_t ranks = 0;
-  TF_RETURN_IF_ERROR(NumberOfRanks(context, &ranks));
-  if (context->num_inputs() > context->num_outputs()) ranks = 0;  // with `rows`, parts may be unequal
-  for (int i = 0; i < context->num_outputs(); ++i) {
-    ShapeHandle shape;
-    TF_RETURN_IF_ERROR(context->WithRankAtLeast(context->input(i), 1, &shape));
+    TF_RETURN_IF_ERROR(context->WithRankAtLeast(context->input(1 + i), 1, &shape));
     if (context->RankKnown(shape)) {
-      TF_RETURN_IF_ERROR(CheckDivides(context, i, shape, ranks));
-      DimensionHandle rows = context->UnknownDim();
-      if (ranks > 0) TF_RETURN_IF_ERROR(context->Divide(context->Dim(shape, 0), ranks, true, &rows));
+      DimensionHandle rows;
+      TF_RETURN_IF_ERROR(rows_of(i, shape, &rows));
       TF_RETURN_IF_ERROR(context->ReplaceDim(shape, 0, rows, &shape));
     }
     context->set_output(i, shape);
   }
-  return absl::OkStatus();
+  return CheckPlace(context);
+}
+
+// How many rows the other members bring is known when they come.
+absl::Status GatheredShapes(InferenceContext* context) {
+  const int tensors = context->num_outputs() - 1;
+  context->set_output(tensors, context->Matrix(tensors, context->UnknownDim()));
+  return OtherRows(context, tensors, [=](int, ShapeHandle, DimensionHandle* rows) {
+    *rows = context->UnknownDim();
+    return absl::OkStatus();
+  });
+}
+
+absl::Status CheckDivides(InferenceContext* context, int index, ShapeHandle shape, int64_t members) {
+  DimensionHandle rows = context->Dim(shape, 0);
+  if (!context->ValueKnown(rows) || context->Value(rows) % members == 0) return absl::OkStatus();
+  return absl::InvalidArgumentError("tensor " + std::to_string(index) + " of " +
+                                    std::to_string(context->num_outputs()) + " has shape " +
+                                    context->DebugString(shape) + ", and " + std::to_string(members) +
+                                    " members cannot share its dimension 0 evenly");
+}
+
+absl::Status ScatteredShapes(InferenceContext* context) {
+  int64_t members = 0;
+  TF_RETURN_IF_ERROR(context->GetAttr("members", &members));
+  const bool equal = context->num_inputs() == 1 + context->num_outputs();  // no `rows`
+  if (equal && members == 0) return absl::InvalidArgumentError("neither members nor their rows are given");
+  return OtherRows(context, context->num_outputs(), [=](int i, ShapeHandle shape, DimensionHandle* rows) -> absl::Status {
+    *rows = context->UnknownDim();
+    if (!equal) return absl::OkStatus();
+    TF_RETURN_IF_ERROR(CheckDivides(context, i, shape, members));
+    return context->Divide(context->Dim(shape, 0), members, true, rows);
+  });
 }
 
 absl::Status ExchangedShapes(InferenceContext* context) {
-  int64_t ranks = 0;
-  TF_RETURN_IF_ERROR(NumberOfRanks(context, &ranks));
-  for (int i = 0; i < context->num_outputs(); ++i) {
-    ShapeHandle shape;
-    TF_RETURN_IF_ERROR(context->WithRankAtLeast(context->input(i), 1, &shape));
-    if (context->RankKnown(shape)) TF_RETURN_IF_ERROR(CheckDivides(context, i, shape, ranks));
-    context->set_output(i, shape);
-  }
-  return absl::OkStatus();
+  int64_t members = 0;
+  TF_RETURN_IF_ERROR(context->GetAttr("members", &members));
+  return OtherRows(context, context->num_outputs(), [=](int i, ShapeHandle shape, DimensionHandle* rows) {
+    *rows = context->Dim(shape, 0);
+    return CheckDivides(context, i, shape, members);
+  });
 }
 
 }  // namespace
@@ -91,8 +88,8 @@ WHALE_CALL("WhaleAllReduce")
     .Attr(WHALE_REDUCTION)
     .Attr("scale: float = 1.0")
     .SetShapeFn(SameShapes)
-    .Doc("reduced[i] = scale * the reduction over all ranks of values[i], in the order of the ranks: the same bits on "
-         "every rank. Values are overwritten where nobody else needs them.");
+    .Doc("reduced[i] = scale * the reduction over all members of values[i], in their order: the same bits on every "
+         "member. Values are overwritten where nobody else needs them." WHALE_PLACE_DOC);
 
 WHALE_CALL("WhaleReduceScatter")
     .Input("values: N * T")
@@ -103,10 +100,12 @@ WHALE_CALL("WhaleReduceScatter")
     .Attr(WHALE_NUMBERS)
     .Attr(WHALE_REDUCTION)
     .Attr("scale: float = 1.0")
+    .Attr("members: int >= 0 = 0")
     .SetShapeFn(ScatteredShapes)
-    .Doc("The rank at place k of `ranks` gets the k-th part along dimension 0 of what WhaleAllReduce gives. "
-         "values[i]: [ranks * n, ...], parts[i]: [n, ...]. Where rows[0]: [N, ranks] is given, the same on every rank, "
-         "rows[0][i, k] rows of values[i] are for place k, and values[i] has as many as these are together.");
+    .Doc("Member k gets the k-th part along dimension 0 of what WhaleAllReduce gives. values[i]: [members * n, ...], "
+         "parts[i]: [n, ...]. Where rows[0]: [N, members] is given, the same on every member, rows[0][i, k] rows of "
+         "values[i] are for member k, and values[i] has as many as these are together; they say how many members there "
+         "are, too." WHALE_PLACE_DOC);
 
 WHALE_CALL("WhaleAllGather")
     .Input("values: N * T")
@@ -115,17 +114,18 @@ WHALE_CALL("WhaleAllGather")
     .Attr("N: int >= 1")
     .Attr("T: " WHALE_PLAIN_OR_STRING)
     .SetShapeFn(GatheredShapes)
-    .Doc("All ranks' values one after another along dimension 0. values[i]: [n_k, ...] on the rank at place k of `ranks`; "
-         "gathered[i]: [sum of n_k, ...]; rows: [N, ranks], the n_k of each.");
+    .Doc("All members' values one after another along dimension 0. values[i]: [n_k, ...] on member k; gathered[i]: [sum "
+         "of n_k, ...]; rows: [N, members], the n_k of each." WHALE_PLACE_DOC);
 
 WHALE_CALL("WhaleAllToAll")
     .Input("values: N * T")
     .Output("exchanged: N * T")
     .Attr("N: int >= 1")
     .Attr("T: " WHALE_PLAIN)
+    .Attr("members: int >= 1")
     .SetShapeFn(ExchangedShapes)
-    .Doc("Part k along dimension 0 goes to the rank at place k of `ranks`; what comes from it is part k of the result. "
-         "values[i], exchanged[i]: [ranks * n, ...].");
+    .Doc("Part k along dimension 0 goes to member k; what comes from it is part k of the result. values[i], "
+         "exchanged[i]: [members * n, ...]." WHALE_PLACE_DOC);
 
 WHALE_CALL("WhaleBroadcast")
     .Input("values: N * T")
@@ -134,6 +134,6 @@ WHALE_CALL("WhaleBroadcast")
     .Attr("T: " WHALE_PLAIN)
     .Attr("root: int >= 0")
     .SetShapeFn(SameShapes)
-    .Doc("received[i] is values[i] of the rank at place `root` of `ranks`; the other ranks' values give type and shape.");
+    .Doc("received[i] is values[i] of member `root`; the other members' values give type and shape." WHALE_PLACE_DOC);
 
 }  // namespace whale

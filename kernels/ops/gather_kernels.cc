@@ -23,9 +23,9 @@ class AllGatherKernel final : public CallKernel {
  protected:
   // "float [?,3], [?]"
   std::string TensorsOf(OpKernelContext* context) const override {
-    std::string text = tensorflow::DataTypeString(context->input_dtype(0));
+    std::string text = tensorflow::DataTypeString(context->input_dtype(kFirstValue));
     for (int i = 0; i < Tensors(context); ++i) {
-      tensorflow::PartialTensorShape shape = context->input(i).shape();
+      tensorflow::PartialTensorShape shape = Value(context, i).shape();
       if (shape.dims() > 0) shape.set_dim(0, -1);
       text += (i == 0 ? " " : ", ") + shape.DebugString();
     }
@@ -34,19 +34,19 @@ class AllGatherKernel final : public CallKernel {
 
   absl::Status Start(OpKernelContext* context, Communicator* communicator, const Call& call, Done done) override {
     for (int i = 0; i < Tensors(context); ++i) {
-      if (context->input(i).dims() > 0) continue;
+      if (Value(context, i).dims() > 0) continue;
       return absl::InvalidArgumentError(
-          "'" + name() + "': " + Describe(context->input(i), i, Tensors(context), communicator->rank()) +
-          ", was expected to have a dimension 0, along which ranks are joined");
+          "'" + name() + "': " + Describe(Value(context, i), i, Tensors(context), communicator->rank()) +
+          ", was expected to have a dimension 0, along which members are joined");
     }
-    if (context->input_dtype(0) == tensorflow::DT_STRING) {
+    if (context->input_dtype(kFirstValue) == tensorflow::DT_STRING) {
       StartStrings(context, communicator, call, std::move(done));
       return absl::OkStatus();
     }
     std::vector<Piece> pieces;
     std::vector<int64_t> own_rows;
     for (int i = 0; i < Tensors(context); ++i) {
-      const Tensor& input = context->input(i);
+      const Tensor& input = Value(context, i);
       pieces.push_back({MemoryOf(input), nullptr, CountOfRow(input)});
       own_rows.push_back(input.dim_size(0));
     }
@@ -54,7 +54,7 @@ class AllGatherKernel final : public CallKernel {
       const absl::Status made = MakeOutputsOf(context, rows, outputs);
       return made.ok() ? Status() : Status(Code::kInternal, "'" + name() + "': " + std::string(made.message()));
     };
-    communicator->AllGather(call, ToWhale(context->input_dtype(0)), std::move(pieces), std::move(own_rows),
+    communicator->AllGather(call, ToWhale(context->input_dtype(kFirstValue)), std::move(pieces), std::move(own_rows),
                             make_outputs, std::move(done));
     return absl::OkStatus();
   }
@@ -65,6 +65,8 @@ class AllGatherKernel final : public CallKernel {
     std::vector<std::vector<char>> own, gathered;
     Rows bytes;
   };
+
+  static const Tensor& Value(OpKernelContext* context, int index) { return context->input(kFirstValue + index); }
 
   // The last output tells the rows.
   static int Tensors(OpKernelContext* context) { return context->num_outputs() - 1; }
@@ -79,9 +81,9 @@ class AllGatherKernel final : public CallKernel {
   }
 
   static absl::Status AllocateJoined(OpKernelContext* context, int index, const Rows& rows, Tensor** output) {
-    TensorShape shape = context->input(index).shape();
+    TensorShape shape = Value(context, index).shape();
     int64_t joined = 0;
-    for (const std::vector<int64_t>& of_rank : rows) joined += of_rank[index];
+    for (const std::vector<int64_t>& of_member : rows) joined += of_member[index];
     TF_RETURN_IF_ERROR(shape.SetDimWithStatus(0, joined));
     return context->allocate_output(index, shape, output);
   }
@@ -91,8 +93,8 @@ class AllGatherKernel final : public CallKernel {
     const TensorShape shape({Tensors(context), static_cast<int64_t>(rows.size())});
     TF_RETURN_IF_ERROR(context->allocate_output(Tensors(context), shape, &told));
     auto table = told->matrix<int64_t>();
-    for (size_t place = 0; place < rows.size(); ++place) {
-      for (int i = 0; i < Tensors(context); ++i) table(i, place) = rows[place][i];
+    for (size_t member = 0; member < rows.size(); ++member) {
+      for (int i = 0; i < Tensors(context); ++i) table(i, member) = rows[member][i];
     }
     return absl::OkStatus();
   }
@@ -102,7 +104,7 @@ class AllGatherKernel final : public CallKernel {
     auto* packed = new Packed;  // freed below unless the transport may still use it
     std::vector<Piece> pieces;
     std::vector<int64_t> own_bytes;
-    for (int i = 0; i < Tensors(context); ++i) packed->own.push_back(PackStrings(context->input(i)));
+    for (int i = 0; i < Tensors(context); ++i) packed->own.push_back(PackStrings(Value(context, i)));
     for (const std::vector<char>& own : packed->own) {
       pieces.push_back({own.data(), nullptr, 1});
       own_bytes.push_back(static_cast<int64_t>(own.size()));
@@ -111,7 +113,7 @@ class AllGatherKernel final : public CallKernel {
       packed->bytes = bytes;
       for (size_t i = 0; i < packed->own.size(); ++i) {
         int64_t joined = 0;
-        for (const std::vector<int64_t>& of_rank : bytes) joined += of_rank[i];
+        for (const std::vector<int64_t>& of_member : bytes) joined += of_member[i];
         packed->gathered.emplace_back(joined);
         outputs->push_back(packed->gathered.back().data());
       }
@@ -134,13 +136,13 @@ class AllGatherKernel final : public CallKernel {
     Rows rows(packed.bytes.size(), std::vector<int64_t>(joined.size()));
     for (size_t i = 0; i < joined.size(); ++i) {
       auto from = packed.gathered[i].begin();
-      for (size_t place = 0; place < rows.size(); ++place) {
-        const std::vector<char> of_rank(from, from + packed.bytes[place][i]);
-        from += packed.bytes[place][i];
+      for (size_t member = 0; member < rows.size(); ++member) {
+        const std::vector<char> of_member(from, from + packed.bytes[member][i]);
+        from += packed.bytes[member][i];
         TensorShape shape;
         std::vector<std::string> strings;
-        TF_RETURN_IF_ERROR(UnpackStrings(of_rank, &shape, &strings));
-        rows[place][i] = shape.dim_size(0);
+        TF_RETURN_IF_ERROR(UnpackStrings(of_member, &shape, &strings));
+        rows[member][i] = shape.dim_size(0);
         joined[i].insert(joined[i].end(), std::make_move_iterator(strings.begin()),
                          std::make_move_iterator(strings.end()));
       }

@@ -1,4 +1,4 @@
-// WhaleSend, WhaleReceive, WhaleBarrier: from one rank to another, and waiting for all.
+// WhaleSend, WhaleReceive, WhaleBarrier: from one member to another, and waiting for all.
 
 #include <cstdint>
 #include <memory>
@@ -24,27 +24,37 @@ using tensorflow::Tensor;
 using tensorflow::TensorShape;
 using tensorflow::shape_inference::InferenceContext;
 
+// That the inputs `place`, and `to` or `source`, can be such.
+absl::Status CheckMessage(InferenceContext* context) {
+  tensorflow::shape_inference::ShapeHandle peer;
+  TF_RETURN_IF_ERROR(context->WithRank(context->input(1), 0, &peer));
+  return CheckPlace(context);
+}
+
 WHALE_CALL("WhaleSend")
+    .Input("to: int32")
     .Input("value: T")
     .Attr("T: " WHALE_PLAIN_OR_STRING)
-    .Attr("to: int >= 0")
     .Attr("detached: bool = false")
-    .SetShapeFn(tensorflow::shape_inference::NoOutputs)
-    .Doc("Sends a tensor to the rank numbered `to`. Ends when `value` is no longer needed, which may be only when it is "
-         "received; if `detached`, once it is handed over, and it is kept until it was sent.");
+    .SetShapeFn(CheckMessage)
+    .Doc("Sends a tensor to the member `to`, a scalar. Ends when `value` is no longer needed, which may be only when it is "
+         "received; if `detached`, once it is handed over, and it is kept until it was sent." WHALE_PLACE_DOC);
 
 WHALE_CALL("WhaleReceive")
+    .Input("source: int32")  // not `from`, which Python keeps for itself
     .Output("value: dtype")
     .Attr("dtype: " WHALE_PLAIN_OR_STRING)
     .Attr("shape: shape = { unknown_rank: true }")
-    .Attr("source: int >= 0")  // not `from`, which Python keeps for itself
-    .SetShapeFn(tensorflow::shape_inference::ExplicitShape)
-    .Doc("The tensor that the rank numbered `source` sends under the same label. Its type must be `dtype`, and its shape must "
-         "agree with `shape`, of which any part may be unknown.");
+    .SetShapeFn([](InferenceContext* context) {
+      TF_RETURN_IF_ERROR(CheckMessage(context));
+      return tensorflow::shape_inference::ExplicitShape(context);
+    })
+    .Doc("The tensor that the member `source`, a scalar, sends under the same label and number. Its type must be `dtype`, "
+         "and its shape must agree with `shape`, of which any part may be unknown." WHALE_PLACE_DOC);
 
 WHALE_CALL("WhaleBarrier")
-    .SetShapeFn(tensorflow::shape_inference::NoOutputs)
-    .Doc("Ends when all ranks have come to it.");
+    .SetShapeFn(CheckPlace)
+    .Doc("Ends when all members have come to it." WHALE_PLACE_DOC);
 
 // A message of bytes has the size of an element as its last dimension: the type is not told otherwise.
 Header HeaderOf(const Tensor& value) {
@@ -61,22 +71,41 @@ std::string Describe(const Header& header) {
   return std::string(NameOf(header.type)) + " [" + dims + "]";
 }
 
-class SendKernel final : public CallKernel {
+class MessageKernel : public CallKernel {
  public:
-  explicit SendKernel(OpKernelConstruction* context) : CallKernel(context) {
-    OP_REQUIRES_OK(context, context->GetAttr("to", &to_));
+  using CallKernel::CallKernel;
+
+ protected:
+  // The rank of the member that the second input names. `does`: "sends to", for errors.
+  absl::Status FindPeer(OpKernelContext* context, const Call& call, int rank, const char* does, int* peer) const {
+    const Tensor& given = context->input(1);
+    if (given.dims() != 0) {
+      return absl::InvalidArgumentError("'" + name() + "' names a member by a tensor of shape " +
+                                        given.shape().DebugString() + ", expected was a scalar");
+    }
+    const int member = given.scalar<int>()();
+    const int members = static_cast<int>(call.ranks.size());
+    if (member >= 0 && member < members && call.ranks[member] != rank) {
+      *peer = call.ranks[member];
+      return absl::OkStatus();
+    }
+    return absl::InvalidArgumentError("'" + name() + "' on rank " + std::to_string(rank) + " " + does + " member " +
+                                      std::to_string(member) + ", was expected to name another one of " +
+                                      std::to_string(members) + " members, from 0 on");
+  }
+};
+
+class SendKernel final : public MessageKernel {
+ public:
+  explicit SendKernel(OpKernelConstruction* context) : MessageKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("detached", &detached_));
   }
 
  protected:
   absl::Status Start(OpKernelContext* context, Communicator* communicator, const Call& given, Done done) override {
-    if (to_ >= communicator->size() || to_ == communicator->rank()) {
-      return absl::InvalidArgumentError("'" + name() + "' on rank " + std::to_string(communicator->rank()) +
-                                        " sends to rank " + std::to_string(to_) +
-                                        ", was expected to name another rank below " +
-                                        std::to_string(communicator->size()));
-    }
-    const Tensor& value = context->input(0);
+    int to = 0;
+    TF_RETURN_IF_ERROR(FindPeer(context, given, communicator->rank(), "sends to", &to));
+    const Tensor& value = context->input(2);
     const Done over = detached_ ? done : Done();
     Call call = given;
     call.detached = detached_;
@@ -88,33 +117,31 @@ class SendKernel final : public CallKernel {
       };
     }
     if (value.dtype() == tensorflow::DT_STRING) {
-      SendStrings(value, communicator, call, std::move(done));
+      SendStrings(value, communicator, call, to, std::move(done));
     } else {
-      communicator->Send(call, to_, HeaderOf(value), MemoryOf(value), std::move(done));
+      communicator->Send(call, to, HeaderOf(value), MemoryOf(value), std::move(done));
     }
     if (over) over(Status());
     return absl::OkStatus();
   }
 
  private:
-  void SendStrings(const Tensor& value, Communicator* communicator, const Call& call, Done done) const {
+  static void SendStrings(const Tensor& value, Communicator* communicator, const Call& call, int to, Done done) {
     auto* packed = new std::vector<char>(PackStrings(value));  // freed below unless the transport may still read it
     const Header header{DataType::kStrings, {static_cast<int64_t>(packed->size())}};
     auto finish = [packed, done = std::move(done)](const Status& status) {
       if (status.ok()) delete packed;
       done(status);
     };
-    communicator->Send(call, to_, header, packed->data(), std::move(finish));
+    communicator->Send(call, to, header, packed->data(), std::move(finish));
   }
 
-  int to_ = 0;
   bool detached_ = false;
 };
 
-class ReceiveKernel final : public CallKernel {
+class ReceiveKernel final : public MessageKernel {
  public:
-  explicit ReceiveKernel(OpKernelConstruction* context) : CallKernel(context) {
-    OP_REQUIRES_OK(context, context->GetAttr("source", &from_));
+  explicit ReceiveKernel(OpKernelConstruction* context) : MessageKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("dtype", &dtype_));
     OP_REQUIRES_OK(context, context->GetAttr("shape", &shape_));
   }
@@ -130,17 +157,14 @@ class ReceiveKernel final : public CallKernel {
 
   absl::Status Start(OpKernelContext* context, Communicator* communicator, const Call& call, Done done) override {
     const int rank = communicator->rank();
-    if (from_ >= communicator->size() || from_ == rank) {
-      return absl::InvalidArgumentError("'" + name() + "' on rank " + std::to_string(rank) + " receives from rank " +
-                                        std::to_string(from_) + ", was expected to name another rank below " +
-                                        std::to_string(communicator->size()));
-    }
+    int from = 0;
+    TF_RETURN_IF_ERROR(FindPeer(context, call, rank, "receives from", &from));
     auto* aside = new Aside;  // freed below unless the transport may still write to it
-    auto allocate = [this, context, aside, rank](const Header& header) -> void* {
+    auto allocate = [this, context, aside, rank, from](const Header& header) -> void* {
       Tensor* output = nullptr;
       aside->strings = dtype_ == tensorflow::DT_STRING && header.type == DataType::kStrings;
       if (!aside->strings) {
-        aside->status = Allocate(context, header, rank, &output);
+        aside->status = Allocate(context, header, rank, from, &output);
         if (aside->status.ok()) return MemoryOf(*output);
       }
       int64_t bytes = static_cast<int64_t>(SizeOf(header.type));
@@ -148,20 +172,20 @@ class ReceiveKernel final : public CallKernel {
       aside->memory.resize(bytes);
       return aside->memory.data();
     };
-    auto finish = [this, context, aside, rank, done = std::move(done)](const Status& status) {
+    auto finish = [this, context, aside, rank, from, done = std::move(done)](const Status& status) {
       if (status.ok()) {
-        if (aside->strings) aside->status = TakeStrings(context, aside->memory, rank);
+        if (aside->strings) aside->status = TakeStrings(context, aside->memory, rank, from);
         if (!aside->status.ok()) context->SetStatus(aside->status);
         delete aside;
       }
       done(status);
     };
-    communicator->Receive(call, from_, allocate, std::move(finish));
+    communicator->Receive(call, from, allocate, std::move(finish));
     return absl::OkStatus();
   }
 
  private:
-  absl::Status Allocate(OpKernelContext* context, const Header& header, int rank, Tensor** output) const {
+  absl::Status Allocate(OpKernelContext* context, const Header& header, int rank, int from, Tensor** output) const {
     std::vector<int64_t> dims = header.shape;
     bool fits = header.type == ToWhale(dtype_);
     if (fits && header.type == DataType::kBytes) {
@@ -171,15 +195,15 @@ class ReceiveKernel final : public CallKernel {
     TensorShape shape;
     if (fits) TF_RETURN_IF_ERROR(TensorShape::BuildTensorShape(dims, &shape));
     if (fits && shape_.IsCompatibleWith(shape)) return context->allocate_output(0, shape, output);
-    return Refuse(Describe(header), rank);
+    return Refuse(Describe(header), rank, from);
   }
 
-  absl::Status TakeStrings(OpKernelContext* context, const std::vector<char>& packed, int rank) const {
+  absl::Status TakeStrings(OpKernelContext* context, const std::vector<char>& packed, int rank, int from) const {
     TensorShape shape;
     std::vector<std::string> strings;
     const absl::Status status = UnpackStrings(packed, &shape, &strings);
-    if (!status.ok()) return Refuse(std::string(status.message()), rank);
-    if (!shape_.IsCompatibleWith(shape)) return Refuse("string " + shape.DebugString(), rank);
+    if (!status.ok()) return Refuse(std::string(status.message()), rank, from);
+    if (!shape_.IsCompatibleWith(shape)) return Refuse("string " + shape.DebugString(), rank, from);
     Tensor* output = nullptr;
     TF_RETURN_IF_ERROR(context->allocate_output(0, shape, &output));
     auto values = output->flat<tensorflow::tstring>();
@@ -187,13 +211,12 @@ class ReceiveKernel final : public CallKernel {
     return absl::OkStatus();
   }
 
-  absl::Status Refuse(const std::string& received, int rank) const {
+  absl::Status Refuse(const std::string& received, int rank, int from) const {
     return absl::InvalidArgumentError("'" + name() + "' on rank " + std::to_string(rank) + " received " + received +
-                                      " from rank " + std::to_string(from_) + ", expected was " +
+                                      " from rank " + std::to_string(from) + ", expected was " +
                                       tensorflow::DataTypeString(dtype_) + " " + shape_.DebugString());
   }
 
-  int from_ = 0;
   tensorflow::DataType dtype_ = tensorflow::DT_INVALID;
   PartialTensorShape shape_;
 };

@@ -19,6 +19,7 @@ from tensorflow.python.eager import cancellation  # private; tried with 2.21
 
 import whale_tf as whale
 from whale_tf.run import communicator, ops
+from whale_tf.run.calls import in_any_order
 
 ROUNDS = 100
 THREAD_SERIALIZED, THREAD_MULTIPLE = 2048, 4096  # of MPI's standard binary interface
@@ -59,6 +60,19 @@ def failing(x: tf.Tensor, divisor: tf.Tensor) -> tf.Tensor:
 def together(x: tf.Tensor) -> tf.Tensor:
     """Iterations that may overlap."""
     return tf.map_fn(lambda row: ops.all_reduce(row), x, parallel_iterations=10)
+
+
+def in_a_loop(x: tf.Tensor, member: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Sums of sums, numbered 10 to 12, and what their sum over the members gives for x."""
+    everybody, factor = ops.make_communicator(), tf.cast(member + 1, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        _, y = tf.while_loop(
+            lambda k, _: k < 13,
+            lambda k, y: (k + 1, ops.all_reduce(y * factor, place=everybody.place(member, number=k))),
+            (tf.constant(10), x),
+        )
+    return y, tape.gradient(y, x)
 
 
 def told(error: tf.errors.OpError) -> str:
@@ -121,6 +135,29 @@ def iterations(rank: int, size: int) -> None:
     found = together(rows)
     expected = size * tf.reshape(tf.range(200.0), [50, 4]) + sum(range(size))
     print(f"right: {bool(tf.reduce_all(found == expected))}", flush=True)
+
+
+def places(rank: int, size: int) -> None:
+    """Functions that take who calls: numbers in another order on each rank, and in a loop with its gradient."""
+    everybody, attributes = ops.make_communicator(), {"_noinline": True}
+    one = tf.function(lambda x, place: ops.all_reduce(x, place=place, label="one"), experimental_attributes=attributes)
+    function = one.get_concrete_function(tf.TensorSpec([]), tf.TensorSpec([3], tf.int64))
+
+    @tf.function
+    def numbered() -> list[tf.Tensor]:
+        found = {}
+        for k in range(4):
+            number = (rank + k) % 4
+            found[number] = in_any_order(function(tf.constant(10.0 * number + rank), everybody.place(rank, number)))
+        return [found[number] for number in range(4)]
+
+    for _ in range(2):
+        print(f"found: {[float(each) for each in numbered()]}", flush=True)
+    y, gradient = tf.function(in_a_loop)(tf.constant(1.0), tf.constant(rank))
+    print(f"loop: {float(y)}, {float(gradient)}", flush=True)
+    other = everybody.place((rank + 1) % size, number=0)
+    print(said(lambda: ops.all_reduce(1.0, place=other)), flush=True)
+    print(said(lambda: ops.all_reduce(1.0, place=tf.constant([99, rank, 0], tf.int64))), flush=True)
 
 
 def two_threads(rank: int, size: int) -> None:
@@ -241,7 +278,7 @@ def beside(rank: int, size: int, mpi: ctypes.CDLL) -> None:
     print(f"wrong: {counts}", flush=True)
 
 
-SCENES = [order, traced, iterations, two_threads, shapes, rows, late, failed, cancelled]
+SCENES = [order, traced, iterations, places, two_threads, shapes, rows, late, failed, cancelled]
 
 
 def main() -> None:

@@ -41,6 +41,21 @@ def test_iterations_that_overlap_meet_their_own(runs: Runs, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_one_function_serves_all_members(runs: Runs, size: int) -> None:
+    ranks = sum(range(size))
+    numbered = f"found: {[float(size * 10 * number + ranks) for number in range(4)]}"
+    factors = ranks + size  # 1 + 2 + ...
+    everybody = f"ranks {list(range(size))} of world 'processes'"
+    for rank, lines in enumerate(found(runs, "places", size)):
+        assert lines[:2] == [numbered] * 2
+        assert lines[2] == f"loop: {float(factors**3)}, {float(size * factors**2 * (rank + 1))}"
+        other = (rank + 1) % size
+        refused = "InvalidArgumentError: 'WhaleAllReduce' is called"
+        assert lines[3].startswith(f"{refused} by member {other} of {everybody}: this process is rank {rank}")
+        assert lines[4].startswith(f"{refused} over communicator 99, and this process has made those from 0 to 0")
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_one_function_from_two_threads_is_refused_on_all_ranks(runs: Runs, size: int) -> None:
     refused = (
         "all-reduce 'total at calling.py:NN': rank 0 calls it while a call of the same label is under way, and the "

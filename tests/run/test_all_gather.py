@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.run.test_ops import PLAIN, STRINGS, array, few, gradients, groups, numbers, on_ranks
 from whale_tf.run import communicator, ops
+from whale_tf.run.calls import in_any_order
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +68,7 @@ def test_a_scalar_is_not_gathered() -> None:
     def step(x: Any) -> Any:
         return ops.all_gather(x, ranks=(0,), rank=0, world="test_ops")
 
-    with pytest.raises(tf.errors.InvalidArgumentError, match="was expected to have a dimension 0, along which ranks"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="was expected to have a dimension 0, along which members"):
         step(tf.constant(1.0))
 
 
@@ -109,11 +110,61 @@ def test_gradient_of_the_gradient_of_unequal_rows() -> None:
             r"tensor 0 of 1, float \[3,2\], on rank 0, was expected to have a dimension 0 that is the sum",
         ),
         ([[4, -1]], r"was expected to have a dimension 0 that is the sum of its rows, 4 -1"),
-        ([[1, 1, 1]], r"on rank 0: rows \[1,3\], were expected to be \[1,2\]: of each tensor and rank"),
+        ([[1, 1, 1]], r"on rank 0: rows \[1,3\], were expected to be \[1,2\]: of each tensor and member"),
     ],
 )
 def test_parts_that_are_not_the_whole_are_refused(rows: Any, told: str) -> None:
-    place = {"ranks": [0, 1], "rank": 0, "world": "test_ops"}
+    place = communicator.make_communicator(range(2), "test_ops").place(0)
     module = communicator.load()
     with pytest.raises(tf.errors.InvalidArgumentError, match=told):
-        module.whale_reduce_scatter([tf.zeros([3, 2])], [tf.constant(rows, tf.int64)], label="parts", **place)
+        module.whale_reduce_scatter(place, [tf.zeros([3, 2])], [tf.constant(rows, tf.int64)], label="parts")
+
+
+def test_one_function_gathers_unequal_rows_of_all_members_and_their_gradient() -> None:
+    @tf.function(
+        input_signature=[tf.TensorSpec([None, 2]), tf.TensorSpec([], tf.float32), tf.TensorSpec([3], tf.int64)]
+    )
+    def step(x: Any, factor: Any, place: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = ops.all_gather(x, place=place)
+            loss = tf.reduce_sum(factor * tf.reshape(tf.range(8.0), [4, 2]) * y)
+        return y, tape.gradient(loss, x)
+
+    mesh = communicator.make_communicator(range(3), "test_all_gather")
+    function = step.get_concrete_function()
+
+    @tf.function
+    def all_members() -> Any:
+        found = []
+        for member, x in enumerate(UNEQUAL):
+            with tf.device(f"CPU:{member}"):
+                found.append(function(x, tf.constant(10.0**member), mesh.place(member, number=0)))
+                tf.nest.map_structure(in_any_order, found[-1])
+        return found
+
+    summed = 111.0 * np.arange(8.0).reshape([4, 2])
+    for (y, gradient), part in zip(all_members(), [summed[:1], summed[:0], summed[1:]], strict=True):
+        np.testing.assert_array_equal(y, np.concatenate(UNEQUAL))
+        np.testing.assert_array_equal(gradient, part)
+
+
+def test_gradient_of_a_mean_in_unequal_parts() -> None:
+    mesh, module = communicator.make_communicator(range(2), "test_all_gather"), communicator.load()
+    rows = [tf.constant([[1, 2]], tf.int64)]
+
+    def call(x: Any, rank: int, **_: Any) -> Any:
+        made = module.whale_reduce_scatter(mesh.place(rank), [x], rows, reduction="mean", scale=3.0, label="parts")
+        return in_any_order(made[0])
+
+    inputs = [tf.constant([1.0, 2.0, 4.0]), tf.constant([3.0, 8.0, 6.0])]
+    assert [part.numpy().tolist() for part in on_ranks(range(2), call, inputs)] == [[6.0], [15.0, 15.0]]
+    assert gradients(call, inputs, [1.0, 10.0]) == [[1.5, 15.0, 15.0]] * 2
+
+
+def test_parts_of_which_nothing_is_said_are_refused() -> None:
+    mesh, module = communicator.make_communicator(range(2), "test_all_gather"), communicator.load()
+    with tf.Graph().as_default(), pytest.raises(ValueError, match="neither members nor their rows are given"):
+        module.whale_reduce_scatter(mesh.place(0), [tf.zeros([2])], [], label="parts")
+    with pytest.raises(tf.errors.InvalidArgumentError, match="was made for 0 members, and its communicator has 2"):
+        module.whale_reduce_scatter(mesh.place(0), [tf.zeros([2])], [], label="parts")

@@ -103,19 +103,28 @@ def test_an_inner_function_does_not_depend_on_who_calls_it_first() -> None:
 
 def test_both_ends_of_a_message_have_one_label() -> None:
     def step(found: Found) -> None:
-        found.add(label_of_message(0, 1, 0, None))
-        found.add(label_of_message(0, 1, 1, None))
-        found.add(label_of_message(1, 0, 0, None))
+        found.add(label_of_message("from 0 to 1", 0, None))
+        found.add(label_of_message("from 0 to 1", 1, None))
+        found.add(label_of_message("from 1 to 0", 0, None))
 
     assert labels_in(step) == ["step, message from 0 to 1"] * 2 + ["step, message from 1 to 0"]
-    assert label_of_message(0, 1, 0, None) == "message from 0 to 1"
+    assert label_of_message("from 0 to 1", 0, None) == "message from 0 to 1"
+
+
+def test_ends_that_are_known_only_when_it_runs_have_one_label_too() -> None:
+    def step(found: Found) -> None:
+        for end in ("sender", "receiver", "sender", "receiver"):
+            found.add(label_of_message("", end, None))
+
+    assert labels_in(step) == ["step, message"] * 2 + ["step, message #2"] * 2
+    assert label_of_message("", "sender", None) == "message"
 
 
 def test_a_label_that_is_given_is_kept_and_counted() -> None:
     def step(found: Found) -> None:
         found.add(label_here(0, "mine"))
         found.add(label_here(0, "mine"))
-        found.add(label_of_message(0, 1, 0, "yours"))
+        found.add(label_of_message("from 0 to 1", 0, "yours"))
 
     assert labels_in(step) == ["mine", "mine #2", "yours"]
     assert label_here(0, "mine") == "mine"

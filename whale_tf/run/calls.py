@@ -24,38 +24,82 @@ FUNCTIONS = {
 
 @dataclass(frozen=True)
 class Place:
-    """Who calls and who takes part."""
+    """Who calls, and among whom.
 
-    world: str
-    rank: int
-    ranks: tuple[int, ...]
+    Attributes:
+      tensor: [communicator, member, number], int64: what the operations take.
+      ranks: of the members; None where only the tensor knows.
+      caller: the rank; None where only the tensor knows.
+    """
 
-    def attributes(self) -> dict[str, Any]:
-        return {"world": self.world, "rank": self.rank, "ranks": list(self.ranks)}
+    tensor: Any
+    ranks: tuple[int, ...] | None = None
+    caller: int | None = None
+
+    def member(self, rank: Any) -> Any:
+        """The member that has a rank; where ranks are not known, members are named as such.
+
+        Raises:
+          DeviceError: no member has it.
+        """
+        if self.ranks is None:
+            return rank
+        if rank in self.ranks:
+            return self.ranks.index(rank)
+        raise DeviceError(
+            "the root, sender and receiver of a call take part in it",
+            details=[f"rank {rank} does not; the ranks are {list(self.ranks)}"],
+            way_out=f"Name one of the ranks, as {self.ranks[0]}, or give ranks= with {rank} among them.",
+        )
+
+    def size(self, members: int | None) -> int:
+        """How many members there are; `members` says it where ranks are not known.
+
+        Raises:
+          DeviceError: it is not said.
+        """
+        if self.ranks is not None:
+            return len(self.ranks)
+        if members is not None:
+            return members
+        raise DeviceError(
+            "the shapes of scattered and exchanged values follow from the number of members",
+            details=["place= is given, and members= is not"],
+            way_out="Give members=, as the size of the communicator.",
+        )
 
 
-def place_of(world: str, rank: int | None, ranks: Sequence[int] | None) -> Place:
-    """Fills in what is left out: this process, and all processes.
+def place_of(world: str, rank: int | None, ranks: Sequence[int] | None, place: Any) -> Place:
+    """The place that is given, or that of a rank among ranks: if left out this process, among all processes.
 
     Raises:
-      DeviceError: no world of processes was started; rank or ranks of a world of memory are left out.
+      DeviceError: ranks that cannot call together, or are given beside a place; no world of processes was started; rank
+        or ranks of a world of memory are left out.
     """
-    if world != PROCESSES:
-        if rank is None or ranks is None:
+    if place is not None:
+        if world != PROCESSES or rank is not None or ranks is not None:
             raise DeviceError(
-                f"world '{world}' is in this process's memory, where a call says its rank and all ranks",
-                details=[f"rank is {rank}, ranks are {ranks}"],
-                way_out="Give rank= and ranks=, or leave out world= for the world of processes.",
+                "a place says who calls and among whom",
+                details=[f"beside place=, world is '{world}', rank is {rank}, ranks are {ranks}"],
+                way_out="Leave out world=, rank= and ranks=, or place=.",
             )
-        return Place(world, rank, tuple(ranks))
-    found = communicator.find_world()
-    if found is None:
+        return Place(place)
+    if world != PROCESSES and (rank is None or ranks is None):
         raise DeviceError(
-            "the world of processes has not been started",
-            details=["an operation over all processes was called"],
-            way_out="Call whale.init() first, or give world=, rank= and ranks= for devices of this process.",
+            f"world '{world}' is in this process's memory, where a call says its rank and all ranks",
+            details=[f"rank is {rank}, ranks are {ranks}"],
+            way_out="Give rank= and ranks=, or leave out world= for the world of processes.",
         )
-    return Place(PROCESSES, found[0] if rank is None else rank, tuple(range(found[1]) if ranks is None else ranks))
+    members = communicator.make_communicator(ranks, world)
+    if rank is None:
+        rank, _ = communicator.find_world() or (-1, 0)
+    if rank not in members.ranks:
+        raise DeviceError(
+            "the caller's rank is one of the ranks",
+            details=[f"rank is {rank}, ranks are {list(members.ranks)} of world '{world}'"],
+            way_out="Let only these ranks call, or give ranks= with the caller's among them.",
+        )
+    return Place(members.place(members.ranks.index(rank)), members.ranks, rank)
 
 
 def has_gradient(spec: Any) -> bool:
@@ -84,21 +128,21 @@ def several(label: str, count: int) -> list[str]:
 def call_list(name: str, tensors: Sequence[Any], place: Place, label: str, attributes: dict[str, Any]) -> list[Any]:
     """One collective over tensors of one type."""
     function = getattr(communicator.load(), FUNCTIONS[name])
-    made = function(list(tensors), label=label, **place.attributes(), **attributes)
+    made = function(place.tensor, list(tensors), label=label, **attributes)
     outputs: list[Any] = tf.nest.flatten(made)[: len(tensors)]  # an all-gather tells the ranks' rows besides
     in_any_order(outputs[0])
     return outputs
 
 
-def send_one(tensor: Any, to: int, place: Place, label: str) -> None:
-    in_any_order(communicator.load().whale_send(tensor, to=to, label=label, **place.attributes()))
+def send_one(tensor: Any, to: Any, place: Place, label: str) -> None:
+    """To a member."""
+    in_any_order(communicator.load().whale_send(place.tensor, tf.cast(to, tf.int32), tensor, label=label))
 
 
-def receive_one(source: int, spec: Any, place: Place, label: str) -> Any:
-    made = communicator.load().whale_receive(
-        dtype=spec.dtype, shape=spec.shape, source=source, label=label, **place.attributes()
-    )
-    return in_any_order(made)
+def receive_one(source: Any, spec: Any, place: Place, label: str) -> Any:
+    """From a member."""
+    attributes = {"dtype": spec.dtype, "shape": spec.shape, "label": label}
+    return in_any_order(communicator.load().whale_receive(place.tensor, tf.cast(source, tf.int32), **attributes))
 
 
 def in_any_order(made: Any) -> Any:

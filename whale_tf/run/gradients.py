@@ -1,6 +1,6 @@
 """Gradients of the operations over a communicator: the transposes of what they do.
 
-With y_r the result of rank r and L the sum of what the ranks differentiate:
+With y_r the result of member r and L the sum of what the ranks differentiate:
 
     y_r = s sum_q x_q                    dL/dx_q = s sum_r dL/dy_r               all-reduce
     y_r = part r of s sum_q x_q          dL/dx_q = s concat_r dL/dy_r            reduce-scatter -> all-gather
@@ -39,31 +39,27 @@ def gradient_of_all_reduce(op: Any, *gradients: Any) -> list[Any]:
 def gradient_of_reduce_scatter(op: Any, *gradients: Any) -> list[Any]:
     scale = op.get_attr("scale")
     if _reduction(op) == "mean":
-        scale /= len(op.get_attr("ranks"))
-    gathered = _call(op, "AllGather", gradients, {})
-    scaled = gathered if scale == 1 else [each * tf.cast(scale, each.dtype) for each in gathered]
-    return [*scaled, *[None] * op.get_attr("K")]  # none for the rows
+        scale /= op.get_attr("members") or tf.cast(tf.shape(op.inputs[-1])[1], tf.float64)  # as `rows` tell
+    scaled = [each * tf.cast(scale, each.dtype) for each in gradients]
+    return [*_call(op, "AllGather", scaled, {}), *[None] * op.get_attr("K")]  # none for the rows
 
 
 @tf.RegisterGradient("WhaleAllGather")  # type: ignore[untyped-decorator]
 def gradient_of_all_gather(op: Any, *gradients: Any) -> list[Any]:
-    rows = op.outputs[-1]
-    return _call(op, "ReduceScatter", gradients[:-1], {"reduction": "sum", "rows": [rows]})
+    *values, _ = gradients
+    return _call(op, "ReduceScatter", values, {"reduction": "sum", "rows": [op.outputs[-1]]})
 
 
 @tf.RegisterGradient("WhaleAllToAll")  # type: ignore[untyped-decorator]
 def gradient_of_all_to_all(op: Any, *gradients: Any) -> list[Any]:
-    return _call(op, "AllToAll", gradients, {})
+    return _call(op, "AllToAll", gradients, {"members": op.get_attr("members")})
 
 
 @tf.RegisterGradient("WhaleBroadcast")  # type: ignore[untyped-decorator]
 def gradient_of_broadcast(op: Any, *gradients: Any) -> list[Any]:
-    summed = _call(op, "AllReduce", gradients, {"reduction": "sum"})
-    place = _place(op)
-    if place.ranks[op.get_attr("root")] == place.rank:
-        return summed
-    # The other ranks take part in the sum, and their zeros come after it: nobody prunes what the root waits for.
-    return [tf.zeros_like(each) for each in summed]
+    of_place, *summed = _call(op, "AllReduce", gradients, {"reduction": "sum"})
+    is_root = op.inputs[0][1] == op.get_attr("root")
+    return [of_place, *(tf.where(is_root, each, tf.zeros_like(each)) for each in summed)]
 
 
 @tf.RegisterGradient("WhaleSum")  # type: ignore[untyped-decorator]
@@ -74,14 +70,14 @@ def gradient_of_sum(op: Any, *gradients: Any) -> list[Any]:
 
 
 def _call(op: Any, name: str, gradients: Any, attributes: dict[str, Any]) -> list[Any]:
-    """The collective `name` over the gradients, among the ranks of `op`."""
-    place = _place(op)
-    label = counted(f"gradient of {tf.compat.as_str(op.get_attr('label'))}", place.rank)
-    return call_list(name, gradients, place, label, attributes)
+    """The collective `name` over the gradients, at the place of `op`; after None, for the place itself.
 
-
-def _place(op: Any) -> Place:
-    return Place(tf.compat.as_str(op.get_attr("world")), op.get_attr("rank"), tuple(op.get_attr("ranks")))
+    Its label is that of `op` with "gradient of", so that forward and backward never meet.
+    """
+    # Members that call in one trace have results of their own; these have no names outside of functions.
+    caller = getattr(op.outputs[0], "name", None)
+    label = counted(f"gradient of {tf.compat.as_str(op.get_attr('label'))}", caller)
+    return [None, *call_list(name, gradients, Place(op.inputs[0]), label, attributes)]
 
 
 def _reduction(op: Any) -> str:
@@ -95,6 +91,6 @@ def _reduction(op: Any) -> str:
         return reduction
     raise PlanError(
         f"'{reduction}' over ranks has no gradient",
-        details=[f"{op.type} of rank {op.get_attr('rank')} is differentiated"],
+        details=[f"{op.type} '{tf.compat.as_str(op.get_attr('label'))}' is differentiated"],
         way_out='Use "sum" or "mean", or tf.stop_gradient around what the reduction is of.',
     )

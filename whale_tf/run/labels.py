@@ -5,6 +5,7 @@
     f, mean at math.py:3       in 'f', which calls 'mean', which has the line
     mean at math.py:3          outside a tf.function, each time
     f, message from 0 to 1     both ends of a message have one label, at whatever lines they are
+    f, message                 of ends whose ranks are known only when it runs
 
 Functions that are made by one `def`, like those of a factory, have the same labels. Where they run side by side, or in
 another order on some ranks, calls in them need labels of their own: `label=`.
@@ -27,34 +28,37 @@ from tensorflow.python.util import tf_stack  # private; tried with 2.21
 COUNTER = "_whale_tf_labels"  # the attribute of a graph that counts the calls in it
 
 
-def label_here(rank: int, label: str | None) -> str:
+def label_here(caller: int | None, label: str | None) -> str:
     """The label of a collective that the user's code makes now: given, or of its line; in a function counted."""
     if label is None:
         function, line = _user_line()
         name = _function_name()
         label = f"{function} at {line}" if name in ("", function) else f"{name}, {function} at {line}"
-    return counted(label, rank)
+    return counted(label, caller)
 
 
-def label_of_message(source: int, to: int, rank: int, label: str | None) -> str:
-    """The label of a message from rank `source` to rank `to`, as `rank`, which is one of them, makes it now."""
+def label_of_message(ends: str, caller: object, label: str | None) -> str:
+    """The label of a message, as one of its ends makes it now: the sender and the receiver are callers of their own.
+
+    `ends`: what both ends say of it, as "from 0 to 1".
+    """
     if label is None:
-        name = _function_name()
-        label = f"{name}, message from {source} to {to}" if name else f"message from {source} to {to}"
-    return counted(label, rank)
+        name, message = _function_name(), f"message {ends}".strip()
+        label = f"{name}, {message}" if name else message
+    return counted(label, caller)
 
 
-def counted(label: str, rank: int) -> str:
-    """`label`, and from the second time that the graph at hand has it for this rank on, with the number of times."""
+def counted(label: str, caller: object) -> str:
+    """`label`, and from the second time that the graph at hand has it for this caller on, with the number of times."""
     if tf.executing_eagerly():
         return label
     graph = _function_graph()
-    calls: Counter[tuple[str, int]] | None = getattr(graph, COUNTER, None)
+    calls: Counter[tuple[str, object]] | None = getattr(graph, COUNTER, None)
     if calls is None:
         calls = Counter()
         setattr(graph, COUNTER, calls)
-    calls[label, rank] += 1
-    return label if calls[label, rank] == 1 else f"{label} #{calls[label, rank]}"
+    calls[label, caller] += 1
+    return label if calls[label, caller] == 1 else f"{label} #{calls[label, caller]}"
 
 
 def _function_graph() -> Any:

@@ -21,6 +21,7 @@ from whale_tf.rewrite.check_transfers import meeting_of, meetings
 from whale_tf.rewrite.program import BETWEEN_GROUPS, COLLECTIVES, Program
 from whale_tf.run.attributes import enum_of, set_attr, set_attrs, set_shape
 from whale_tf.run.collectives import Expansion, Group
+from whale_tf.run.communicator import NOT_NUMBERED, make_communicator
 
 HOST = "/job:localhost/replica:0/task:0/device:CPU:0"
 FORBIDDEN = re.compile(r"[^A-Za-z0-9_.>-]")
@@ -208,6 +209,7 @@ class _Main:
         self.instances = instances
         self.config = optimize_once()
         self.groups: dict[int, Group] = {}
+        self.constants: dict[tuple[DType, int | tuple[int, ...], str], str] = {}
         self.peers = {meeting: [node.name for node in nodes] for meeting, nodes in meetings(program.main).items()}
         self.writer = _Writer(f"{prefix}_main", renamed)
 
@@ -250,9 +252,10 @@ class _Main:
         elif node.op in ("Send", "Recv"):
             (self._message if self.program.crosses(node) else self._transfer)(node, device)
         elif node.op in BETWEEN_GROUPS:
-            label = f"{self.label}, {node.attrs['label'].decode()}".encode()
-            own: dict[str, Any] = {"label": label, "rank": self.program.process_of(node)}
-            self.writer.node(node, _beside(device), op=f"Whale{node.op}", attrs={**node.attrs, **own})
+            device = _beside(device)
+            attrs = {**node.attrs, "label": f"{self.label}, {node.attrs['label'].decode()}".encode()}
+            place = self._place(node.attrs["ranks"], device)
+            self.writer.node(node, device, op=f"Whale{node.op}", attrs=attrs, extra=[place])
         elif node.op == "Reduce":
             self._collective(node, device)
         elif node.op == "Read":
@@ -291,15 +294,35 @@ class _Main:
 
     def _message(self, node: Node, device: str) -> None:
         """A transfer to or from another process."""
-        label = f"{self.label}, {node.attrs['key'].decode()}".encode()
+        label, device = f"{self.label}, {node.attrs['key'].decode()}".encode(), _beside(device)
+        peer = self.program.processes[node.attrs["to" if node.op == "Send" else "source"]]
+        extra = [self._place(None, device), self._constant(DType("int32"), peer, device)]
         if node.op == "Send":
-            to = self.program.processes[node.attrs["to"]]
-            attrs = {"T": node.attrs["T"], "to": to, "label": label, "detached": True}
-            self.writer.node(node, _beside(device), op="WhaleSend", attrs=attrs)
+            attrs = {"T": node.attrs["T"], "label": label, "detached": True}
+            self.writer.node(node, device, op="WhaleSend", attrs=attrs, extra=extra)
         else:
-            source, kind = self.program.processes[node.attrs["source"]], node.outputs[0]
-            attrs = {"dtype": kind.dtype, "shape": kind.shape, "source": source, "label": label}
-            self.writer.node(node, _beside(device), op="WhaleReceive", attrs=attrs)
+            kind = node.outputs[0]
+            attrs = {"dtype": kind.dtype, "shape": kind.shape, "label": label}
+            self.writer.node(node, device, op="WhaleReceive", attrs=attrs, extra=extra)
+
+    def _place(self, ranks: Sequence[int] | None, device: str) -> str:
+        """This process among `ranks`, or all, as an operation takes it; labels tell its calls apart, not numbers."""
+        members = make_communicator(ranks)
+        member = members.ranks.index(self.program.present[0])
+        return self._constant(DType("int64"), (members.handle, member, NOT_NUMBERED), device)
+
+    def _constant(self, dtype: DType, value: int | tuple[int, ...], device: str) -> str:
+        """A constant of the host as an input, one for each device that takes it."""
+        key = (dtype, value, device)
+        if key not in self.constants:
+            name, shape = (
+                f"whale_tf/constant{len(self.constants)}",
+                Shape((len(value),) if isinstance(value, tuple) else ()),
+            )
+            attrs = {"dtype": dtype, "value": value}
+            self.writer.node(Node(name, "Const", attrs=attrs, outputs=(TensorType(dtype, shape),)), device)
+            self.constants[key] = f"{name}:output:0"
+        return self.constants[key]
 
 
 def _beside(device: str) -> str:

@@ -11,6 +11,19 @@ in one `tf.function`:
         with tf.device(f"CPU:{rank}"):
             totals[rank] = all_reduce(gradients[rank], rank=rank, ranks=range(4), world="replicas")
 
+One function can serve all ranks, if who calls is an argument: its `place`, of the members of a communicator.
+
+    mesh = make_communicator(range(4), "mesh")  # or all processes: make_communicator()
+
+    @tf.function
+    def total(x, place):
+        return all_reduce(x, place=place)
+
+    totals[member] = total(gradients[member], mesh.place(member, number=k))  # on a thread of each member's own
+
+Calls of such a function meet by their number too, whatever order they are made in and in whatever steps of TensorFlow.
+A number stands for one call of each member at a time. Beside a place, `root`, `to` and `source` name members.
+
 `ranks` is who takes part, in the order of the result: by default all processes. `label` says which call of the program
 it is. Calls with one label meet, whatever the order in which each rank traces and calls the functions they are in. By
 default it is the function and the line, and in a tf.function how often the line was traced. Ranks that make one call at
@@ -48,6 +61,7 @@ from whale_tf.errors import DeviceError, PlanError
 from whale_tf.run import communicator
 from whale_tf.run import gradients as gradients  # registers them
 from whale_tf.run.calls import (
+    Place,
     call_lists,
     has_gradient,
     in_any_order,
@@ -57,6 +71,7 @@ from whale_tf.run.calls import (
     several,
 )
 from whale_tf.run.communicator import PROCESSES
+from whale_tf.run.communicator import make_communicator as make_communicator
 from whale_tf.run.labels import counted, label_here, label_of_message
 
 
@@ -69,6 +84,7 @@ def all_reduce(
     rank: int | None = None,
     world: str = PROCESSES,
     label: str | None = None,
+    place: Any = None,
 ) -> Any:
     """scale * the reduction of all ranks' values: the same bits on every rank.
 
@@ -82,9 +98,9 @@ def all_reduce(
     Raises:
       PlanError: a gradient of "max", "min" or "product" is asked for.
     """
-    place = place_of(world, rank, ranks)
+    at = place_of(world, rank, ranks, place)
     attributes = {"reduction": reduction, "scale": scale}
-    return call_lists("AllReduce", values, place, label_here(place.rank, label), attributes)
+    return call_lists("AllReduce", values, at, label_here(at.caller, label), attributes)
 
 
 def reduce_scatter(
@@ -96,6 +112,8 @@ def reduce_scatter(
     rank: int | None = None,
     world: str = PROCESSES,
     label: str | None = None,
+    place: Any = None,
+    members: int | None = None,
 ) -> Any:
     """This rank's part of what `all_reduce` gives: `[ranks * n, ...]` becomes `[n, ...]`.
 
@@ -104,12 +122,13 @@ def reduce_scatter(
     Args:
       values: as for `all_reduce`; dim 0 is a multiple of the number of ranks.
       reduction: as for `all_reduce`.
+      members: how many ranks there are; needed with `place`, which does not say it before it runs.
     Raises:
       PlanError: a gradient of "max", "min" or "product" is asked for.
     """
-    place = place_of(world, rank, ranks)
-    attributes = {"reduction": reduction, "scale": scale, "rows": []}
-    return call_lists("ReduceScatter", values, place, label_here(place.rank, label), attributes)
+    at = place_of(world, rank, ranks, place)
+    attributes = {"reduction": reduction, "scale": scale, "rows": [], "members": at.size(members)}
+    return call_lists("ReduceScatter", values, at, label_here(at.caller, label), attributes)
 
 
 def all_gather(
@@ -119,6 +138,7 @@ def all_gather(
     rank: int | None = None,
     world: str = PROCESSES,
     label: str | None = None,
+    place: Any = None,
 ) -> Any:
     """All ranks' values one after another along dim 0: `[n, ...]` becomes `[sum of the ranks' n, ...]`.
 
@@ -129,8 +149,8 @@ def all_gather(
       values: any plain type or strings, with a dim 0; types and all other dims are the same on every rank. At most 8192
         tensors of one type.
     """
-    place = place_of(world, rank, ranks)
-    return call_lists("AllGather", values, place, label_here(place.rank, label), {})
+    at = place_of(world, rank, ranks, place)
+    return call_lists("AllGather", values, at, label_here(at.caller, label), {})
 
 
 def all_to_all(
@@ -140,6 +160,8 @@ def all_to_all(
     rank: int | None = None,
     world: str = PROCESSES,
     label: str | None = None,
+    place: Any = None,
+    members: int | None = None,
 ) -> Any:
     """Part k along dim 0 goes to the rank at place k, and the part that comes from it takes its place.
 
@@ -147,9 +169,10 @@ def all_to_all(
 
     Args:
       values: any plain type, `[ranks * n, ...]`, with the same types and shapes on every rank.
+      members: as for `reduce_scatter`.
     """
-    place = place_of(world, rank, ranks)
-    return call_lists("AllToAll", values, place, label_here(place.rank, label), {})
+    at = place_of(world, rank, ranks, place)
+    return call_lists("AllToAll", values, at, label_here(at.caller, label), {"members": at.size(members)})
 
 
 def broadcast(
@@ -160,6 +183,7 @@ def broadcast(
     rank: int | None = None,
     world: str = PROCESSES,
     label: str | None = None,
+    place: Any = None,
 ) -> Any:
     """The values of rank `root`, on every rank.
 
@@ -167,28 +191,23 @@ def broadcast(
 
     Args:
       values: any plain type; the values of other ranks only give types and shapes, the same on every rank.
-      root: a rank, one of `ranks`.
+      root: a rank, one of `ranks`; with `place` a member.
     Raises:
       DeviceError: `root` is not among the ranks.
     """
-    place = place_of(world, rank, ranks)
-    if root not in place.ranks:
-        raise DeviceError(
-            "the root of a broadcast takes part in it",
-            details=[f"root is {root}, the ranks are {list(place.ranks)}"],
-            way_out=f"Use root={place.ranks[0]}.",
-        )
-    return call_lists("Broadcast", values, place, label_here(place.rank, label), {"root": place.ranks.index(root)})
+    at = place_of(world, rank, ranks, place)
+    return call_lists("Broadcast", values, at, label_here(at.caller, label), {"root": at.member(root)})
 
 
 def send(
     values: Any,
-    to: int,
+    to: Any,
     *,
     ranks: Sequence[int] | None = None,
     rank: int | None = None,
     world: str = PROCESSES,
     label: str | None = None,
+    place: Any = None,
 ) -> Any:
     """Sends values to another rank, which calls `receive`.
 
@@ -196,26 +215,27 @@ def send(
 
     Args:
       values: any plain type; each tensor is a message of its own.
-      to: a rank.
+      to: a rank; with `place` a member, an int or an int32 scalar.
       ranks: all ranks of a world of memory; both sides give the same.
     Returns:
       a token, the float 0.0. To differentiate through the message add it to the loss: the gradient of what was sent
       then comes from the receiver.
     """
-    place = place_of(world, rank, ranks)
+    at = place_of(world, rank, ranks, place)
     tensors = [tf.convert_to_tensor(value) for value in tf.nest.flatten(values)]
-    labels = several(label_of_message(place.rank, to, place.rank, label), len(tensors))
+    labels = several(_label_of_message(at, at.caller, to, "sender", label), len(tensors))
+    receiver = at.member(to)
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def sent(*given: Any) -> Any:
         for tensor, each in zip(given, labels, strict=True):
-            send_one(tensor, to, place, each)
+            send_one(tensor, receiver, at, each)
 
         def gradient(_: Any) -> Any:
-            back = [counted(f"gradient of {each}", place.rank) for each in labels]
+            back = [counted(f"gradient of {each}", (at.caller, "receiver")) for each in labels]
             specs = [tf.TensorSpec(tensor.shape, tensor.dtype) for tensor in given]
             return [
-                receive_one(to, spec, place, each) if has_gradient(spec) else None
+                receive_one(receiver, spec, at, each) if has_gradient(spec) else None
                 for spec, each in zip(specs, back, strict=True)
             ]
 
@@ -225,7 +245,7 @@ def send(
 
 
 def receive(
-    source: int,
+    source: Any,
     spec: Any,
     *,
     token: Any = None,
@@ -233,29 +253,31 @@ def receive(
     rank: int | None = None,
     world: str = PROCESSES,
     label: str | None = None,
+    place: Any = None,
 ) -> Any:
     """What rank `source` sends here.
 
     Args:
-      source: a rank.
+      source: a rank; with `place` a member, an int or an int32 scalar.
       spec: a `tf.TensorSpec`, or a structure of them, for the types and what is known of the shapes.
       token: a float scalar on which a gradient depends, as one from `send` in this process, or 0.0 times a parameter
         elsewhere. With it, the gradient of what was received is sent back to the source; without it, it is lost.
       ranks: all ranks of a world of memory; both sides give the same.
     """
-    place = place_of(world, rank, ranks)
+    at = place_of(world, rank, ranks, place)
     specs = tf.nest.flatten(spec)
-    labels = several(label_of_message(source, place.rank, place.rank, label), len(specs))
+    labels = several(_label_of_message(at, source, at.caller, "receiver", label), len(specs))
+    sender = at.member(source)
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def received(_: Any) -> Any:
-        values = [receive_one(source, one, place, each) for one, each in zip(specs, labels, strict=True)]
+        values = [receive_one(sender, one, at, each) for one, each in zip(specs, labels, strict=True)]
 
         def gradient(*gradients: Any) -> Any:
-            back = [counted(f"gradient of {each}", place.rank) for each in labels]
+            back = [counted(f"gradient of {each}", (at.caller, "sender")) for each in labels]
             for one, value, each in zip(specs, gradients, back, strict=True):
                 if has_gradient(one):
-                    send_one(value, source, place, each)
+                    send_one(value, sender, at, each)
             return tf.zeros([])
 
         return values, gradient
@@ -269,14 +291,20 @@ def barrier(
     rank: int | None = None,
     world: str = PROCESSES,
     label: str | None = None,
+    place: Any = None,
 ) -> Any:
     """Waits until all ranks have come to it.
 
     In a function, control dependencies say what comes before it and after it.
     """
-    place = place_of(world, rank, ranks)
-    made = communicator.load().whale_barrier(label=label_here(place.rank, label), **place.attributes())
-    return in_any_order(made)
+    at = place_of(world, rank, ranks, place)
+    return in_any_order(communicator.load().whale_barrier(at.tensor, label=label_here(at.caller, label)))
+
+
+def _label_of_message(at: Place, source: Any, to: Any, end: str, label: str | None) -> str:
+    """The label of a message, as its `end` makes it; a place does not say which ranks are its ends."""
+    ends = "" if at.caller is None else f"from {source} to {to}"
+    return label_of_message(ends, (at.caller, end), label)
 
 
 def add_contributions(contributions: Sequence[Sequence[Any]], *, scale: float = 1.0) -> list[Any]:
