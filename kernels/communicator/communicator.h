@@ -47,7 +47,8 @@ using MakeOutputs = std::function<Status(const Rows&, std::vector<void*>* output
 // step by step, iteration by iteration, and within these in their order. While a rank's call is under way, it may make
 // no second one of the same label that cannot be told apart: both are then refused.
 // Calls that are numbered have one step, kAnyStep: those of one number meet in their order, whatever steps they are in.
-// Each number of a label is remembered, in a few tens of bytes.
+// Each number of a label is remembered, in a few tens of bytes. A message that was sent, and not received because its
+// receiver failed, is taken by the next call of its number.
 constexpr int64_t kAnyStep = -1;
 struct Call {
   Label label;

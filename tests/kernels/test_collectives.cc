@@ -59,6 +59,18 @@ void IterationsMeetInAnyOrder(Communicator* communicator) {
   for (int k = 0; k < Sums::kCalls; ++k) sums.Check(k);
 }
 
+void NumbersMeetInAnyOrderAgainAndAgain(Communicator* communicator) {
+  for (int round = 0; round < 3; ++round) {
+    Sums sums(communicator);
+    for (int k = 0; k < Sums::kCalls; ++k) {
+      Call call{"numbered", sums.ranks, kAnyStep};
+      call.iteration = sums.Own(k);
+      sums.Begin(sums.Own(k), call);
+    }
+    for (int k = 0; k < Sums::kCalls; ++k) sums.Check(k);
+  }
+}
+
 void CallsOfOneLabelMeetInTheirOrder(Communicator* communicator) {
   Sums sums(communicator);
   for (int k = 0; k < Sums::kCalls; ++k) {
@@ -99,12 +111,14 @@ int main() {
       whale::RunAll(memory, size);
       whale::RunRanks(memory, size, whale::CallsMeetByTheirLabels);
       whale::RunRanks(memory, size, whale::IterationsMeetInAnyOrder);
+      whale::RunRanks(memory, size, whale::NumbersMeetInAnyOrderAgainAndAgain);
       whale::RunRanks(memory, size, whale::DetachedMessagesMayBeAhead);
     }
     whale::LoopWorld loop(size);
     whale::RunAll(loop, size);
     whale::RunRanks(loop, size, whale::CallsMeetByTheirLabels);
     whale::RunRanks(loop, size, whale::IterationsMeetInAnyOrder);
+    whale::RunRanks(loop, size, whale::NumbersMeetInAnyOrderAgainAndAgain);
     whale::RunRanks(loop, size, whale::CallsOfOneLabelMeetInTheirOrder);
     whale::RunRanks(loop, size, whale::DetachedMessagesMayBeAhead);
   }

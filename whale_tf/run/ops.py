@@ -22,7 +22,8 @@ One function can serve all ranks, if who calls is an argument: its `place`, of t
     totals[member] = total(gradients[member], mesh.place(member, number=k))  # on a thread of each member's own
 
 Calls of such a function meet by their number too, whatever order they are made in and in whatever steps of TensorFlow.
-A number stands for one call of each member at a time. Beside a place, `root`, `to` and `source` name members.
+A number stands for one call of each member at a time; after an error between processes others must be used, since a
+message may still come under the old ones. Beside a place, `root`, `to` and `source` name members.
 
 `ranks` is who takes part, in the order of the result: by default all processes. `label` says which call of the program
 it is. Calls with one label meet, whatever the order in which each rank traces and calls the functions they are in. By
