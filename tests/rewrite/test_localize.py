@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tests.rewrite.steps import MICRO_SLICES, TRAINING, Spread, spread
+from tests.rewrite.steps import FREE_SLICES, MEANS, MICRO_SLICES, TRAINING, Spread, part_of, spread
 from whale_tf.errors import InternalError
 from whale_tf.ir.graph import Graph
 from whale_tf.ir.verify import verify
@@ -176,3 +179,51 @@ def test_an_update_left_out_in_one_process_is_refused() -> None:
     )
     with pytest.raises(InternalError, match="is assigned 1 times"):
         program.with_main(wrong).check()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    replicas=st.integers(1, 4),
+    stages=st.integers(1, 2),
+    micro_batches=st.integers(1, 3),
+    extra=st.integers(0, 5),
+    schedule=st.sampled_from(["gpipe", "1f1b", "zero_bubble"]),
+    text=st.sampled_from([TRAINING, MEANS, MICRO_SLICES, FREE_SLICES]),
+    fed=st.booleans(),
+    data=st.data(),
+)
+def test_what_the_groups_build_is_the_users_step_together_and_each_by_itself(
+    replicas: int,
+    stages: int,
+    micro_batches: int,
+    extra: int,
+    schedule: str,
+    text: str,
+    fed: bool,
+    data: st.DataObject,
+) -> None:
+    """Devices may be of any processes, so groups may be unlike each other, and their examples may alternate."""
+    stages = stages if text in (TRAINING, MEANS) else 1
+    count = replicas * stages
+    found = data.draw(st.lists(st.integers(0, 2), min_size=count, max_size=count))
+    order = {process: number for number, process in enumerate(dict.fromkeys(found))}
+    processes = tuple(order[process] for process in found)
+    program = spread(
+        text,
+        replicas=replicas,
+        stages=stages,
+        micro_batches=micro_batches,
+        examples=4 * replicas * micro_batches + extra,
+        schedule=schedule,
+        processes=processes if max(processes) else (),
+        fed=fed and all(a <= b for a, b in pairwise(processes)),
+    )
+    program.check()
+    groups = program.plan.layout.groups
+    for group, present in enumerate(groups.processes):
+        part = replace(program, program=part_of(program.step, group))
+        part.check()
+        for process in present:
+            own, of_whole = (localize(each.program, process) for each in (part, program))
+            verify(own.main, after="localize")
+            assert (own.main, own.present) == (of_whole.main, of_whole.present)
