@@ -118,7 +118,8 @@ class StepProgram:
         return ref
 
     def _is_merged(self, name: str) -> bool:
-        return name in self.roles.markers or self.roles.per_micro_batch(name)
+        made_of = self.graph[name].inputs[0].node if name in self.roles.markers else name
+        return self.roles.per_micro_batch(made_of)
 
     @cached_property
     def seeds(self) -> tuple[str, ...]:
