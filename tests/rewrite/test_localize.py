@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -227,3 +228,24 @@ def test_what_the_groups_build_is_the_users_step_together_and_each_by_itself(
             own, of_whole = (localize(each.program, process) for each in (part, program))
             verify(own.main, after="localize")
             assert (own.main, own.present) == (of_whole.main, of_whole.present)
+
+
+def test_what_the_first_group_computes_goes_to_all_also_where_only_it_knows_the_shape() -> None:
+    text = TRAINING.replace("out: loss, z, n1", "out: loss, sums").replace(
+        "  s0 = Mul(g0, rate)",
+        """  first = Const() {value=(0)} : int32[]
+  places = Where(g0) : int64[?,2]
+  sums = Cumsum(places, first) : int64[?,2]
+  s0 = Mul(g0, rate)""",
+    )
+    program = spread(text, replicas=2, processes=(0, 1))
+    program.check()
+    (cumsum,) = program.find("Cumsum")
+    assert program.program.process_of(cumsum) == 0
+    for label in (b"sums/shared", b"sums/shared_shape"):
+        assert [program.program.process_of(node) for node in program.find("AllGather", label=label)] == [0, 1]
+    assert all(re.fullmatch(r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*", name) for name in program.main.nodes)
+    given = program.find("AllGather", label=b"sums/shared")[0]
+    other = given.with_(attrs={**given.attrs, "label": b"other"})
+    with pytest.raises(InternalError, match="'sums' runs in the first group of replicas only, and 1 groups have"):
+        program.with_nodes([other]).check()

@@ -217,7 +217,7 @@ class Combine:
             flat = self._zeros(f"{name}/flat", TensorType(kind.dtype, Shape((0,))), device)
             shape = self._zeros(f"{name}/shape", TensorType(INT32, Shape((0,))), device)
         flat = self._all_gather(f"{name}/shared", flat, vector, device, ranks)
-        shape = self._all_gather(f"{name}/shared shape", shape, dims, device, ranks)
+        shape = self._all_gather(f"{name}/shared_shape", shape, dims, device, ranks)
         attrs = {"T": kind.dtype, "Tshape": INT32}
         return builder.add(f"{name}/shaped", "Reshape", [flat, shape], [kind], device, **attrs)
 
