@@ -5,6 +5,7 @@
     replica_0/stage_0/begin/…           what is read and cut before the first action
     replica_0/stage_0/update/…          what runs once per step
     inputs/…  outside/…  variables/…    what the step takes
+    whale_tf/…                          who calls and whom, between processes
 
 A device that runs several stages has `replica_0/device_1/` for what is no action; one that runs none has `device_1/`.
 """
@@ -46,6 +47,7 @@ def program_graph(compiled: Compiled) -> graph_pb2.GraphDef:
     graph, _ = function_def_to_graph.function_def_to_graph_def(main)
     names = dict(zip((argument.name for argument in main.signature.input_arg), _argument_names(compiled), strict=True))
     names |= _node_names(compiled)
+    names = {proto.name: _allowed(proto.name) for proto in graph.node} | names
     for proto in graph.node:
         node = compiled.program.main.nodes.get(proto.name)
         if node is not None:
