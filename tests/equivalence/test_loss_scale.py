@@ -61,9 +61,10 @@ def makers(main: Graph) -> dict[str, Node]:
 def test_an_update_runs_where_its_variable_is_owned(case: Case) -> None:
     step, _ = check(case, PIPELINE)
     made = makers(step.compiled.parts.program.main)
-    owner = step.plan.owner
+    layout, variables = step.plan.layout, step.plan.variables
+    owner = {name: layout.device_at(0, variable.owner[0]) for name, variable in variables.items() if variable.owner}
     assert len(set(owner.values())) == 4  # every device owns something
-    for name, (device,) in owner.items():
+    for name, device in owner.items():
         assert (made[name].op, made[name].device) == ("StatelessIf", device)
         slots = [slot for slot in made if name.replace("/", "_") in slot]
         assert slots and {made[slot].device for slot in slots} == {device}, slots
