@@ -80,14 +80,16 @@ class Subject:
                 )
             yield
 
-    def _capture_first(self, real: Callable[..., Any], fn: Any, arguments: Any, outside: Outside) -> CapturedStep:
+    def _capture_first(
+        self, real: Callable[..., Any], fn: Any, arguments: Any, outside: Outside, **how: Any
+    ) -> CapturedStep:
         if self.step is None:
-            self.step, self.outside = real(fn, arguments, outside), outside
+            self.step, self.outside = real(fn, arguments, outside, **how), outside
         vars(outside).update(vars(self.outside))
         return self.step
 
-    def _at_every_size(self, real: Callable[..., Any], *given: Any) -> Sizes:
-        self.sized = self.sized or real(*given)
+    def _at_every_size(self, real: Callable[..., Any], *given: Any, **how: Any) -> Sizes:
+        self.sized = self.sized or real(*given, **how)
         return self.sized
 
     def _resolve(self, real: Callable[..., Any], sized: Sizes, coupling: Coupling) -> Any:
