@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
+from whale_tf.ir.disjoint import DisjointSets
 from whale_tf.ir.graph import Graph, Node, Shape
 
 BY_REFERENCE = frozenset({"resource", "variant"})
@@ -34,7 +35,7 @@ def find_shared(bodies: Sequence[Graph], results: int) -> Shared:
     Args:
       bodies: of one branch, without effects; each has the same arguments and `results` outputs.
     """
-    sets = _Sets()
+    sets = DisjointSets()
     works = [_Work(number, body) for number, body in enumerate(bodies)]
     for work in works:
         work.join(sets)
@@ -57,23 +58,6 @@ def find_shared(bodies: Sequence[Graph], results: int) -> Shared:
         grouped.setdefault(sets.root(("result", k)), []).append(k)
     order = [(work.number, name) for work in works for name in work.body.nodes]
     return Shared(tuple(map(tuple, grouped.values())), tuple(each for each in order if each in handed))
-
-
-class _Sets:
-    """Disjoint sets of anything."""
-
-    def __init__(self) -> None:
-        self._parent: dict[Hashable, Hashable] = {}
-
-    def root(self, item: Hashable) -> Hashable:
-        """What stands for the set of an item."""
-        while (parent := self._parent.get(item, item)) != item:
-            self._parent[item] = self._parent.get(parent, parent)
-            item = parent
-        return item
-
-    def join(self, one: Hashable, other: Hashable) -> None:
-        self._parent[self.root(one)] = self.root(other)
 
 
 @dataclass
@@ -115,7 +99,7 @@ class _Work:
         ref = self.body.outputs[result]
         return ref.node in self.light and self.body.type_of(ref).shape == Shape()
 
-    def join(self, sets: _Sets) -> None:
+    def join(self, sets: DisjointSets) -> None:
         """Joins what tensors with dims go into."""
         for node in self.body:
             for ref in node.inputs:

@@ -9,9 +9,11 @@ every group with as many replicas does alike, on its own devices: they are of on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+
+from whale_tf.ir.disjoint import DisjointSets
 
 
 @dataclass(frozen=True)
@@ -66,23 +68,16 @@ def find_groups(places: Sequence[Sequence[int]], processes: Sequence[int]) -> Gr
       places: the devices of each replica.
       processes: the process of each device; empty if there is only one.
     """
-    joined = list(range(max(processes, default=0) + 1))
-
-    def root(process: int) -> int:
-        while joined[process] != process:
-            joined[process] = joined[joined[process]]
-            process = joined[process]
-        return process
-
+    joined = DisjointSets()
     own = [sorted({processes[device] if processes else 0 for device in row}) for row in places]
     for first, *others in own:
         for other in others:
-            joined[root(other)] = root(first)
-    members: dict[int, list[int]] = {}
+            joined.join(other, first)
+    members: dict[Hashable, list[int]] = {}
     for replica, (first, *_) in enumerate(own):
-        members.setdefault(root(first), []).append(replica)
+        members.setdefault(joined.root(first), []).append(replica)
     numbers = {each: group for group, each in enumerate(members)}
     served: list[list[int]] = [[] for _ in numbers]
-    for process in range(len(joined)):
-        served[numbers.get(root(process), 0)].append(process)
+    for process in range(max(processes, default=0) + 1):
+        served[numbers.get(joined.root(process), 0)].append(process)
     return Groups(tuple(map(tuple, members.values())), tuple(map(tuple, served)))
