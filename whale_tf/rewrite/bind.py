@@ -212,7 +212,7 @@ class _Binder:
             made = Placed(builder.add(f"{name}/seed", "RandomUniformInt", [two, *bounds], [kind], host, **attrs), host)
         if len(self.layout.groups) == 1 and made is not None:
             return made
-        shared = self.combine.shared(f"{name}/seed", kind, made)
+        shared = self._given_to_all(f"{name}/seed", kind, made)
         return made or shared
 
     # Values of the step
@@ -266,8 +266,13 @@ class _Binder:
             )
         if key not in self.once:
             made = self.value_near(ref, self.builder.host) if self.group == 0 else None
-            self.once[key] = self.combine.shared(str(ref), self.graph.type_of(ref), made)
+            self.once[key] = self._given_to_all(str(ref), self.graph.type_of(ref), made)
         return self.once[key]
+
+    def _given_to_all(self, name: str, kind: TensorType, made: Placed | None) -> Placed:
+        """What the first group has made, on the hosts of all."""
+        seats = (HOST_SEAT,) * len(self.layout.groups.sizes)
+        return self.combine.shared(self._parts(name, kind, [made] if made else [], seats))
 
     def _make(self, node: Node, process: int) -> Placed:
         if node.op in BOUNDARY_OPS:
@@ -310,7 +315,7 @@ class _Binder:
             return Placed(self.value_on(marker.inputs[0], device), device)
         value = self.plan.merges.get(Ref(marker.name))
         if value is not None and isinstance(value.state, Split):
-            return self.combine.rows(self._contributions(marker), value.state)
+            return self.combine.value(self._contributions(marker), value)
         if marker.outputs[0].dtype not in REDUCED:
             return self.combine.added(self._contributions(marker))
         if marker.name not in self.gradients:

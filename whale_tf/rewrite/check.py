@@ -43,7 +43,7 @@ def check(step: StepProgram, sizes: Sizes, program: Program) -> None:
     """
     graph, roles, variants = step.graph, step.roles, step.variants
     offenders = list(faulty_transfers(step.plan, program))
-    needed = _needed(graph)
+    needed = [name for name in graph.nodes if name in step.needed]
     for size, variant in variants.items():
         offenders += _wrong_stages(graph, roles, variant, needed, f" for {size} examples" if len(variants) > 1 else "")
         for function in variant.values():
@@ -65,12 +65,6 @@ def check(step: StepProgram, sizes: Sizes, program: Program) -> None:
         details=details,
         way_out="This is a fault of whale_tf, not of your step: report it with what WHALE_TF_DUMP=folder writes.",
     )
-
-
-def _needed(graph: Graph) -> list[str]:
-    """What outputs and effects need, in the order of the step."""
-    found = graph.ancestors(graph.roots())
-    return [name for name in graph.nodes if name in found]
 
 
 def _wrong_stages(graph: Graph, roles: Roles, functions: Functions, needed: Iterable[str], size: str) -> Iterator[str]:

@@ -138,28 +138,16 @@ class Combine:
         """The sum of gradients that no bucket holds."""
         return self._folded(parts, parts.values, Reduction.SUM)
 
-    def rows(self, parts: Parts, split: Split) -> Placed:
-        """The rows of all parts, as the values and the indices of IndexedSlices are."""
-        return self._in_place_of_examples(parts, split)
-
-    def shared(self, name: str, kind: TensorType, made: Placed | None) -> Placed:
-        """A value that the first group has computed, on every group's host; `made` is None in the others."""
-        builder, device = self.builder, self.builder.host
-        ranks = self.ranks_of_hosts
-        if made is not None:
-            made = Placed(builder.move(made, device), device)
+    def shared(self, parts: Parts) -> Placed:
+        """A value that the first group has computed, in every group; the others have no part of it."""
+        name, kind, device, ranks = parts.name, parts.kind, parts.device, parts.ranks
+        made = self.builder.move(parts.values[0], device) if parts.values else None
         if kind.shape.known and kind.dtype in REDUCED:
-            given = made.ref if made is not None else self._zeros(name, kind, device)
+            given = self._zeros(name, kind, device) if made is None else made
             attrs = {"T": kind.dtype, "N": 1, "root": 0}
             found = self._collective(f"{name}/shared", "Broadcast", [given], [kind], device, ranks, attrs)
             return Placed(found, device)
-        return Placed(self._gathered_anyhow(name, kind, made.ref if made else None, device, ranks), device)
-
-    @property
-    def ranks_of_hosts(self) -> tuple[int, ...]:
-        """The processes of the groups' hosts."""
-        layout = self.plan.layout
-        return tuple(layout.process_of(layout.device_at(group, 0)) for group in range(len(self.groups)))
+        return Placed(self._gathered_anyhow(name, kind, made, device, ranks), device)
 
     # Between groups
 

@@ -121,13 +121,6 @@ class StepProgram:
         made_of = self.graph[name].inputs[0].node if name in self.roles.markers else name
         return self.roles.per_micro_batch(made_of)
 
-    @cached_property
-    def seeds(self) -> tuple[str, ...]:
-        """The stateful random operations whose seeds are drawn once per step, in order."""
-        functions = self.functions.values()
-        names = {source.name for each in functions for source in each.arguments if source.kind == "seed"}
-        return tuple(name for name in self.graph.nodes if name in names)
-
     def _taken_everywhere(self) -> Iterator[Ref]:
         """What every group takes for itself."""
         for function in self.functions.values():
