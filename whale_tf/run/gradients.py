@@ -40,7 +40,8 @@ def gradient_of_reduce_scatter(op: Any, *gradients: Any) -> list[Any]:
     scale = op.get_attr("scale")
     if _reduction(op) == "mean":
         scale /= op.get_attr("members") or tf.cast(tf.shape(op.inputs[-1])[1], tf.float64)  # as `rows` tell
-    scaled = [each * tf.cast(scale, each.dtype) for each in gradients]
+    plain = not tf.is_tensor(scale) and scale == 1
+    scaled = [each if plain else each * tf.cast(scale, each.dtype) for each in gradients]
     return [*_call(op, "AllGather", scaled, {}), *[None] * op.get_attr("K")]  # none for the rows
 
 
