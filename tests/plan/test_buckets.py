@@ -6,9 +6,9 @@ from tests.plan.texts import roles_of
 from tests.rewrite.steps import TRAINING, spread
 from whale_tf.ir.text import parse_graph
 from whale_tf.plan.buckets import BUCKET_BYTES, choose_collectives, fill_buckets
-from whale_tf.plan.layout import Layout
+from whale_tf.plan.layout import Layout, meshes_of
 
-TWO = Layout((0.5, 0.5), ("",), ((0,), (1,)), ("/device:CPU:0", "/device:CPU:1"))
+TWO = Layout((0.5, 0.5), ("",), (((0,),), ((1,),)), ("/device:CPU:0", "/device:CPU:1"))
 
 
 def buckets(*gradients: tuple[int, int, str]) -> tuple[tuple[str, ...], ...]:
@@ -58,7 +58,8 @@ def collectives(
 ) -> tuple[int, ...]:
     """Which of one bucket is reduced by a collective; its gradient is made in stage 0."""
     devices = tuple(f"/device:{kind}:{index}" for index in range(4))
-    layout = Layout((1 / len(places),) * len(places), ("",) * len(places[0]), places, devices, 0, processes)
+    meshes = meshes_of(places, len(places[0]))
+    layout = Layout((1 / len(places),) * len(places), ("",) * len(places[0]), meshes, devices, processes)
     graph = parse_graph(
         f"""graph step(out: g) {{
           x = Input() {{index=0, batch=true}} : float32[4]

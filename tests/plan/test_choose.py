@@ -10,7 +10,7 @@ from whale_tf.annotate.cluster import Cluster, Device, VirtualDevice
 from whale_tf.annotate.subgroup import Opened
 from whale_tf.errors import DeviceError, Line, PlanError, ScopeError, WhaleError
 from whale_tf.plan.choose import Request, choose, read_scopes
-from whale_tf.plan.layout import Layout, lay_out
+from whale_tf.plan.layout import Layout, lay_out, meshes_of
 from whale_tf.plan.strategy import Strategy
 
 
@@ -42,13 +42,13 @@ def laid_out(devices: int, scope: Opened | None, pipeline: Sequence[Opened] = ()
 
 def test_without_scopes_the_step_runs_on_the_first_device() -> None:
     layout = laid_out(3, None)
-    assert layout == Layout((1.0,), ("",), ((0,),), tuple(device.name for device in cluster(3)), 2)
+    assert layout == Layout((1.0,), ("",), (((0,),),), tuple(device.name for device in cluster(3)))
 
 
 def test_devices_are_handed_out_replica_by_replica() -> None:
     layout = laid_out(5, replica(2), stages(2))
-    assert layout.places == ((0, 1), (2, 3))
-    assert (layout.replicas, layout.rows, layout.stages, layout.idle) == (2, 2, ("0", "1"), 1)
+    assert layout.meshes == meshes_of(((0, 1), (2, 3)), 2)
+    assert (layout.replicas, layout.stages, layout.idle) == (2, ("0", "1"), (4,))
     assert [layout.device_of(r, j) for r in range(2) for j in range(2)] == [0, 1, 2, 3]
 
 
@@ -58,7 +58,7 @@ def test_replica_without_a_count_takes_as_many_as_the_devices_allow() -> None:
 
 
 def test_stages_without_a_replica_run_once() -> None:
-    assert laid_out(6, None, stages(2)).places == ((0, 1),)
+    assert laid_out(6, None, stages(2)).meshes == meshes_of(((0, 1),), 2)
 
 
 def test_shares_become_parts_of_the_batch() -> None:
@@ -68,29 +68,27 @@ def test_shares_become_parts_of_the_batch() -> None:
 
 def test_interleaved_stages_share_devices_in_turns() -> None:
     layout = laid_out(2, None, stages(4), schedule="interleaved")
-    assert layout.places == ((0, 1),)
-    assert [layout.device_of(0, j) for j in range(4)] == [0, 1, 0, 1]
+    assert layout.meshes == (((0,), (1,), (0,), (1,)),)
 
 
 def test_interleaved_replicas_share_out_the_devices() -> None:
-    assert laid_out(4, replica(2), stages(4), schedule="interleaved").places == ((0, 1), (2, 3))
+    assert laid_out(4, replica(2), stages(4), schedule="interleaved").meshes == meshes_of(((0, 1), (2, 3)), 4)
 
 
 def test_interleaved_takes_only_a_number_of_devices_that_divides_the_stages() -> None:
-    assert laid_out(3, None, stages(4), schedule="interleaved").places == ((0, 1),)
+    assert laid_out(3, None, stages(4), schedule="interleaved").meshes == meshes_of(((0, 1),), 4)
 
 
 def test_virtual_devices_say_where_each_replica_of_a_stage_runs() -> None:
     layout = laid_out(5, replica(2), stages(2, [VirtualDevice((4, 1)), VirtualDevice((0, 3))]))
-    assert layout.places == ((4, 0), (1, 3))
-    assert layout.idle == 1
+    assert layout.meshes == meshes_of(((4, 0), (1, 3)), 2)
+    assert layout.idle == (2,)
 
 
 def test_stages_on_equal_virtual_devices_share_rows() -> None:
     ends, middle = VirtualDevice((1,)), VirtualDevice((0,))
     layout = laid_out(2, None, stages(4, [ends, middle, ends, middle]))
-    assert layout.places == ((1, 0),)
-    assert [layout.device_of(0, j) for j in range(4)] == [1, 0, 1, 0]
+    assert layout.meshes == (((1,), (0,), (1,), (0,)),)
 
 
 @pytest.mark.parametrize(
@@ -265,8 +263,8 @@ def test_shares_are_the_scopes_where_the_number_of_replicas_is() -> None:
 def test_stages_take_turns_on_the_devices_that_a_strategy_names() -> None:
     found = chosen(Strategy(devices=((2, 0),)), 3, None, stages(4))
     layout = lay_out(found, cluster(3))
-    assert [layout.device_of(0, stage) for stage in range(4)] == [2, 0, 2, 0]
-    assert layout.idle == 1
+    assert layout.meshes == (((2,), (0,), (2,), (0,)),)
+    assert layout.idle == (1,)
 
 
 def test_a_grid_says_on_how_many_devices_the_stages_take_turns() -> None:

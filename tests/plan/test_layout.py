@@ -22,7 +22,8 @@ def fractions(shares: Sequence[int]) -> list[float]:
 
 def of_shares(shares: Sequence[float]) -> Layout:
     """One device for each replica."""
-    return Layout(tuple(shares), ("",), tuple((replica,) for replica in range(len(shares))), ("CPU:0",) * len(shares))
+    meshes = tuple(((replica,),) for replica in range(len(shares)))
+    return Layout(tuple(shares), ("",), meshes, ("CPU:0",) * len(shares))
 
 
 @given(examples=st.integers(1, 200), shares=SHARES, micro_batches=COUNTS)

@@ -13,7 +13,7 @@ from whale_tf.plan.layout import Layout
 from whale_tf.plan.owners import assign_owners, owning_stages, place_update
 from whale_tf.plan.roles import find_roles
 
-TWO_BY_TWO = Layout((0.5, 0.5), ("a", "b"), ((0, 1), (2, 3)), tuple(f"CPU:{index}" for index in range(4)))
+TWO_BY_TWO = Layout((0.5, 0.5), ("a", "b"), (((0,), (1,)), ((2,), (3,))), tuple(f"CPU:{index}" for index in range(4)))
 
 
 def training(sizes: list[int], stages: list[int]) -> tuple[Graph, dict[str, int]]:
@@ -117,7 +117,7 @@ def test_what_adds_up_inside_of_what_it_calls_runs_in_the_first_group_only(insid
         f"graph then(out: y) {{\n x = Argument() {{index=0}} : float32[4]\n y = {inside}(x) : float32[4]\n}}"
     )
     roles = roles_of(graph)
-    layout = Layout((0.5, 0.5), ("a",), ((0,), (1,)), ("CPU:0", "CPU:0"), 0, (0, 1))
+    layout = Layout((0.5, 0.5), ("a",), (((0,),), ((1,),)), ("CPU:0", "CPU:0"), (0, 1))
     owner = assign_owners(graph, roles, {"d": 0}, layout)
     placed, only_first = place_update(graph, roles, {"d": 0}, layout, owner, {"then": body, "else": body})
     assert (owner, placed["chosen"]) == ({"v": (1,)}, (1,))

@@ -21,7 +21,7 @@ from whale_tf.ir.sharding import Split
 from whale_tf.ir.sharding import Value as State
 from whale_tf.plan.choose import Request
 from whale_tf.plan.coupling import Coupling, resolve
-from whale_tf.plan.layout import Layout, cut_batch
+from whale_tf.plan.layout import Layout, cut_batch, meshes_of
 from whale_tf.plan.one_part import undivided
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.planner import Facts, make_plan
@@ -91,13 +91,13 @@ def pipeline(
 ) -> Plan:
     """Two stages on two devices in each replica."""
     places = tuple((2 * replica, 2 * replica + 1) for replica in range(len(shares)))
-    layout = Layout(shares, ("encoder", "1"), places, DEVICES, len(DEVICES) - 2 * len(shares))
+    layout = Layout(shares, ("encoder", "1"), meshes_of(places, 2), DEVICES)
     sizes = cut_batch(examples, shares, micro_batches)
     return plan_of(TRAINING, facts(layout, sizes, schedule=schedule))
 
 
 def one_device(text: str = TRAINING) -> Plan:
-    training = facts(Layout((1.0,), ("",), ((0,),), DEVICES[:1]), ((4,),))
+    training = facts(Layout((1.0,), ("",), (((0,),),), DEVICES[:1]), ((4,),))
     return plan_of(text, training if "Gradient" in text else replace(training, targets={}))
 
 
@@ -190,7 +190,7 @@ def test_a_stage_costs_its_own_operations_variables_and_transfers() -> None:
 
 
 def test_stages_that_share_a_device_own_their_own_variables() -> None:
-    layout = Layout((1.0,), ("encoder", "1"), ((0,),), DEVICES[:1])
+    layout = Layout((1.0,), ("encoder", "1"), meshes_of(((0,),), 2), DEVICES[:1])
     plan = plan_of(TRAINING, facts(layout, ((4, 4),), schedule="interleaved"))
     assert [stage.parameters for stage in plan.stages] == [48, 18]
 
@@ -239,7 +239,7 @@ def test_a_plan_that_contradicts_itself_is_refused() -> None:
     message = pipeline().to_proto()
     message.stage_of["h"] = 2
     message.home_of["w0"] = 6
-    message.layout.places[1].devices[0] = -1
+    message.layout.meshes[1].stages[0].devices[0] = -1
     with pytest.raises(PlanError) as refused:
         Plan.from_proto(message)
     assert str(refused.value) == (
@@ -287,7 +287,7 @@ def test_without_a_batch_all_parts_weigh_the_same() -> None:
 
 
 def refused_by(text: str, sizes: tuple[tuple[int, ...], ...] = ((4, 4),), stages: int = 2) -> str:
-    layout = Layout((1.0,), ("encoder", "1")[:stages], (tuple(range(stages)),), DEVICES)
+    layout = Layout((1.0,), ("encoder", "1")[:stages], meshes_of((tuple(range(stages)),), stages), DEVICES)
     with pytest.raises(PlanError) as refused:
         plan_of(text, facts(layout, sizes))
     return str(refused.value)
@@ -322,7 +322,7 @@ def test_a_batch_that_the_step_pulls_from_an_iterator_is_refused() -> None:
           y = IteratorGetNext(i) : float32[4]  @stateful
         }
     """
-    told = replace(facts(Layout(EVEN, ("",), ((0,), (1,)), DEVICES), ((2,), (2,))), targets={})
+    told = replace(facts(Layout(EVEN, ("",), (((0,),), ((1,),)), DEVICES), ((2,), (2,))), targets={})
     with pytest.raises(PlanError) as refused:
         plan_of(text, told)
     assert str(refused.value) == (

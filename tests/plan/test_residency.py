@@ -10,8 +10,8 @@ from whale_tf.plan.layout import Layout
 from whale_tf.plan.owners import assign_owners, place_update
 from whale_tf.plan.residency import VariableLayout, lay_out_variables
 
-PIPELINE = Layout((1.0,), ("a", "b"), ((0, 1),), ("CPU:0", "CPU:0"), 0, (0, 1))
-ALONE = Layout((1.0,), ("a", "b"), ((0, 1),), ("CPU:0", "CPU:1"))
+PIPELINE = Layout((1.0,), ("a", "b"), (((0,), (1,)),), ("CPU:0", "CPU:0"), (0, 1))
+ALONE = Layout((1.0,), ("a", "b"), (((0,), (1,)),), ("CPU:0", "CPU:1"))
 EVERYTHING = frozenset({"v0", "v1", "count", "average"})
 
 

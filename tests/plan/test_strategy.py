@@ -27,12 +27,14 @@ def strategies(draw: st.DrawFn) -> Strategy:
     replicas, rows = draw(st.integers(1, 4)), draw(st.integers(1, 3))
     stages, micro_batches = rows * draw(st.integers(1, 2)), draw(st.integers(1, 4))
     schedule, backward = draw(st.sampled_from(SCHEDULES)), draw(st.booleans())
-    devices = draw(st.permutations(range(replicas * rows)))
+    members = draw(st.integers(1, 2))
+    numbers = draw(st.permutations(range(replicas * rows * members)))
+    places = [numbers[first : first + members] for first in range(0, len(numbers), members)]
     for name, value in {
         "replicas": replicas,
         "shares": tuple(draw(st.floats(1e-3, 1e9)) for _ in range(replicas)),
         "stages": draw(st.lists(st.text(min_size=1), min_size=stages, max_size=stages)),
-        "devices": [devices[replica * rows : (replica + 1) * rows] for replica in range(replicas)],
+        "devices": [places[replica * rows : (replica + 1) * rows] for replica in range(replicas)],
         "micro_batches": micro_batches,
         "schedule": draw(
             st.sampled_from((schedule, make_grid(schedule, stages, micro_batches, devices=rows, backward=backward)))
@@ -82,6 +84,11 @@ def test_numbers_of_numpy_print_as_those_of_python() -> None:
         "devices": [[np.int32(0)], [1]],
     }
     assert str(Strategy(**given)) == "Strategy(replicas=2, shares=(1.0, 2.0), devices=((0,), (1,)), micro_batches=2)"
+
+
+def test_devices_that_run_a_stage_together_are_a_tuple() -> None:
+    strategy = Strategy(devices=((0, (1, 2)), ((3,), [5, 4])))
+    assert str(strategy) == "Strategy(replicas=2, devices=((0, (1, 2)), (3, (5, 4))))"
 
 
 def test_a_printed_grid_is_a_schedule() -> None:

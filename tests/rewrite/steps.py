@@ -21,7 +21,7 @@ from whale_tf.ir.text import parse_graph
 from whale_tf.ir.verify import verify
 from whale_tf.plan.choose import Request
 from whale_tf.plan.coupling import Coupling, resolve
-from whale_tf.plan.layout import Layout, cut_batch
+from whale_tf.plan.layout import Layout, cut_batch, meshes_of
 from whale_tf.plan.one_part import undivided
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.planner import Facts, make_plan
@@ -242,9 +242,9 @@ def spread(
         text = text.replace("loss = Mean", "loss = Sum")
     examples = examples or 4 * replicas * micro_batches
     scopes = tuple(Opened(f"s{j}", "stage", f"s{j}", "", Line("train.py", j + 1)) for j in range(stages))
-    places = tuple(tuple(range(r * stages, (r + 1) * stages)) for r in range(replicas))
+    meshes = meshes_of([range(r * stages, (r + 1) * stages) for r in range(replicas)], stages)
     devices = tuple(f"/device:{kind}:{index}" for index in range(replicas * stages))
-    layout = Layout((1 / replicas,) * replicas, tuple(scope.name for scope in scopes), places, devices, 0, processes)
+    layout = Layout((1 / replicas,) * replicas, tuple(scope.name for scope in scopes), meshes, devices, processes)
     sizes = cut_batch(examples, layout.shares, micro_batches)
     if replicas * micro_batches > 1:
         states = resolved(text, examples, micro_batches=micro_batches, exact=exact)

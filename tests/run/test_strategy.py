@@ -90,7 +90,7 @@ def test_the_strategy_is_that_of_the_newest_trace() -> None:
 
 def test_a_strategy_decides_over_the_scopes() -> None:
     step = check_equal(whale.Strategy(shares=(1, 2), devices=((3, 1), (0, 2)), micro_batches=2), count=4)
-    assert str(step.plan.layout.places) == "((3, 1), (0, 2))"
+    assert step.plan.layout.meshes == (((3,), (1,)), ((0,), (2,)))
     assert step.plan.layout.shares == pytest.approx((1 / 3, 2 / 3))
 
 
@@ -102,7 +102,7 @@ def test_what_a_strategy_leaves_open_the_scopes_and_options_say() -> None:
 
 def test_stages_of_a_strategy_may_share_a_device() -> None:
     step = check_equal(whale.Strategy(devices=((2,), (5,)), micro_batches=2))
-    assert str(step.plan.layout.places) == "((2,), (5,))"
+    assert step.plan.layout.meshes == (((2,), (2,)), ((5,), (5,)))
 
 
 @pytest.mark.parametrize(

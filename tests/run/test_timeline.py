@@ -70,8 +70,8 @@ def timeline_of(**arrangement: Any) -> tuple[Timeline, Step]:
 def test_each_row_is_the_row_of_the_schedule(devices: int, arrangement: dict[str, Any]) -> None:
     whale.init(devices)
     timeline, step = timeline_of(**arrangement)
-    for replica, places in enumerate(step.plan.layout.places):
-        for row, device in zip(step.schedule.rows, places, strict=True):
+    for replica in range(step.plan.layout.replicas):
+        for row, device in zip(step.schedule.rows, step.plan.layout.devices_of(replica), strict=True):
             actions = [slice for slice in timeline.row(device) if slice.name != "U"]
             assert [slice.name for slice in actions] == [str(action) for action in row]
             assert {slice.replica for slice in actions} == {replica}

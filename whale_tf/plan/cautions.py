@@ -32,8 +32,7 @@ def caution_idle(layout: Layout, request: Request, given: Strategy, advice: str,
     if many and len(layout.devices) == 1 and advice:
         yield step, f"whale.init was not called, so {request.replica} has one device. {advice}"
     if layout.idle and request.stages and request.replica is None:
-        used = {place for row in layout.places for place in row}
-        idle = [layout.label(index) for index in range(len(layout.devices)) if index not in used]
+        idle = list(map(layout.label, layout.idle))
         yield (
             step,
             f"{len(idle)} devices are left idle ({', '.join(idle)}): put replica() around the stages to use them",

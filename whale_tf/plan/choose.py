@@ -14,7 +14,7 @@ from whale_tf.annotate.cluster import Cluster, VirtualDevice
 from whale_tf.annotate.subgroup import Opened
 from whale_tf.errors import DeviceError, PlanError, ScopeError
 from whale_tf.plan.grid import Grid
-from whale_tf.plan.strategy import Strategy
+from whale_tf.plan.strategy import Place, Strategy, members_of
 
 DEFAULT_SCHEDULE = "1f1b"
 
@@ -95,7 +95,7 @@ def choose(given: Strategy, request: Request, cluster: Cluster, advise: Callable
       DeviceError: the devices do not suffice, or do not divide.
       PlanError: the strategy is for other stages than the step's.
     """
-    _refuse_wide_stages(request)
+    _refuse_wide_stages(given, request)
     _refuse_other_stages(given, request)
     schedule, scope = given.schedule or DEFAULT_SCHEDULE, request.replica
     replicas, shares = given.replicas, given.shares
@@ -116,14 +116,20 @@ def choose(given: Strategy, request: Request, cluster: Cluster, advise: Callable
     )
 
 
-def _refuse_wide_stages(request: Request) -> None:
+def _refuse_wide_stages(given: Strategy, request: Request) -> None:
     wide = [scope for scope in request.stages if scope.devices != 1 and isinstance(scope.devices, int)]
-    if wide:
+    said = [place for place in chain.from_iterable(given.devices) if isinstance(place, tuple)]
+    if wide or said:
         raise PlanError(
             "a stage runs on one device of each replica",
-            details=[f"{scope.label} asks for {scope.devices}" for scope in wide],
+            details=[
+                *(f"{scope.label} asks for {scope.devices}" for scope in wide),
+                *(f"the strategy has {place} for a stage" for place in said),
+            ],
             scope=[str(scope) for scope in wide],
-            way_out="Write stage(), and replica() around the stages to use more devices.",
+            way_out="Write stage(), and replica() around the stages to use more devices."
+            if wide
+            else "Write one device for each stage, and one row for each replica.",
         )
 
 
@@ -179,18 +185,18 @@ def _as_many_as_fit(request: Request, rows: int, total: int) -> int:
     return max(1, total // rows)
 
 
-def _refuse_missing(devices: Sequence[Sequence[int]], total: int, advise: Callable[[int], str]) -> None:
-    missing = [
-        f"replica {replica} has device {device}"
+def _refuse_missing(devices: Sequence[Sequence[Place]], total: int, advise: Callable[[int], str]) -> None:
+    named = [
+        (replica, device)
         for replica, row in enumerate(devices)
-        for device in row
-        if device >= total
+        for device in dict.fromkeys(chain.from_iterable(map(members_of, row)))
     ]
+    missing = [f"replica {replica} has device {device}" for replica, device in named if device >= total]
     if missing:
         raise DeviceError(
             "the strategy names devices that are not there",
             details=[*missing, f"there {'is' if total == 1 else 'are'} {total}, counted from 0"],
-            way_out=f"{advise(1 + max(map(max, devices)))} Or leave devices= out.",
+            way_out=f"{advise(1 + max(device for _, device in named))} Or leave devices= out.",
         )
 
 

@@ -61,15 +61,15 @@ class Groups:
         return tuple((group, tuple(members)) for group, members in found)
 
 
-def find_groups(places: Sequence[Sequence[int]], processes: Sequence[int]) -> Groups:
+def find_groups(devices: Sequence[Sequence[int]], processes: Sequence[int]) -> Groups:
     """The groups of a layout.
 
     Args:
-      places: the devices of each replica.
+      devices: those of each replica.
       processes: the process of each device; empty if there is only one.
     """
     joined = DisjointSets()
-    own = [sorted({processes[device] if processes else 0 for device in row}) for row in places]
+    own = [sorted({processes[device] if processes else 0 for device in row}) for row in devices]
     for first, *others in own:
         for other in others:
             joined.join(other, first)

@@ -1,4 +1,7 @@
-"""Cuts the devices and the batch as a strategy says: who runs what, and how many examples each micro-batch holds."""
+"""Cuts the devices and the batch as a strategy says: who runs what, and how many examples each micro-batch holds.
+
+Each stage of each replica runs on a *mesh*: devices that run it together, the members of the mesh.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from itertools import accumulate, chain
 from whale_tf.annotate.cluster import Cluster
 from whale_tf.errors import BatchError, Line
 from whale_tf.plan.groups import Groups, find_groups
-from whale_tf.plan.strategy import Strategy
+from whale_tf.plan.strategy import Place, Strategy, members_of
 
 HOST_SEAT = 0  # the first device of the process where a group's first replica has its first stage
 
@@ -22,17 +25,16 @@ class Layout:
     Attributes:
       shares: for each replica its part of the batch; they sum to 1.
       stages: the stages' names; one without a name if the step has no stage.
-      places: for each replica, the device of each of its rows, as indices into `devices`.
+      meshes: for each replica and each of its stages the members of its mesh, as indices into `devices`. Stages may
+        have the same mesh.
       devices: full names of all devices, in the order of the cluster; those of two processes may have the same name.
-      idle: how many are left idle.
       processes: the process of each device; empty if there is only one.
     """
 
     shares: tuple[float, ...]
     stages: tuple[str, ...]
-    places: tuple[tuple[int, ...], ...]
+    meshes: tuple[tuple[tuple[int, ...], ...], ...]
     devices: tuple[str, ...]
-    idle: int = 0
     processes: tuple[int, ...] = ()
 
     @property
@@ -50,18 +52,26 @@ class Layout:
         return replace(
             self,
             shares=tuple(self.shares[replica] / total for replica in kept),
-            places=tuple(self.places[replica] for replica in kept),
-            idle=self.idle + (self.replicas - count) * self.rows,
+            meshes=tuple(self.meshes[replica] for replica in kept),
         )
 
-    @property
-    def rows(self) -> int:
-        """Devices of one replica."""
-        return len(self.places[0])
+    def mesh_of(self, replica: int, stage: int) -> tuple[int, ...]:
+        """The devices that run a stage of a replica together."""
+        return self.meshes[replica][stage]
 
     def device_of(self, replica: int, stage: int) -> int:
-        """The device that runs a stage of a replica."""
-        return self.places[replica][stage % self.rows]
+        """The first device of a stage's mesh."""
+        return self.meshes[replica][stage][0]
+
+    def devices_of(self, replica: int) -> tuple[int, ...]:
+        """The devices of a replica, each once, in the order of its stages."""
+        return tuple(dict.fromkeys(chain.from_iterable(self.meshes[replica])))
+
+    @cached_property
+    def idle(self) -> tuple[int, ...]:
+        """The devices that no replica uses."""
+        used = {device for replica in range(self.replicas) for device in self.devices_of(replica)}
+        return tuple(device for device in range(len(self.devices)) if device not in used)
 
     def label(self, device: int) -> str:
         """A short name of a device: `CPU:1`, and `2/CPU:1` in process 2."""
@@ -99,7 +109,7 @@ class Layout:
     @cached_property
     def groups(self) -> Groups:
         """The replicas that keep one copy of every variable together."""
-        return find_groups(self.places, self.processes)
+        return find_groups([self.devices_of(replica) for replica in range(self.replicas)], self.processes)
 
     def seat(self, member: int, stage: int) -> int:
         """The seat of a stage on a group's replica with this number in the group; HOST_SEAT is no replica's."""
@@ -120,16 +130,25 @@ def lay_out(strategy: Strategy, cluster: Cluster) -> Layout:
     Args:
       strategy: complete, as `choose` gives it.
     """
-    shares, used = strategy.shares or (1.0,) * len(strategy.devices), {*chain.from_iterable(strategy.devices)}
+    shares, stages = strategy.shares or (1.0,) * len(strategy.devices), strategy.stages or ("",)
     processes = tuple(device.process for device in cluster)
     return Layout(
         shares=tuple(share / sum(shares) for share in shares),
-        stages=strategy.stages or ("",),
-        places=strategy.devices,
+        stages=stages,
+        meshes=meshes_of(strategy.devices, len(stages)),
         devices=tuple(device.name for device in cluster),
-        idle=len(cluster) - len(used),
         processes=processes if any(processes) else (),
     )
+
+
+def meshes_of(devices: Sequence[Sequence[Place]], stages: int) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """The meshes of each replica and stage.
+
+    Args:
+      devices: those of a strategy; of a row with fewer entries than stages, stage j has entry j % their number.
+    """
+    rows = [[tuple(members_of(place)) for place in row] for row in devices]
+    return tuple(tuple(row[stage % len(row)] for stage in range(stages)) for row in rows)
 
 
 def fit_batch(

@@ -76,8 +76,13 @@ class Plan:
 
     def _contradictions(self) -> Iterator[str]:
         replicas, stages, devices = self.layout.replicas, len(self.layout.stages), len(self.layout.devices)
-        if len(self.layout.places) != replicas or len(self.sizes) != replicas:
-            yield f"{replicas} replicas have shares, {len(self.layout.places)} places and {len(self.sizes)} sizes"
+        if len(self.layout.meshes) != replicas or len(self.sizes) != replicas:
+            yield f"{replicas} replicas have shares, {len(self.layout.meshes)} meshes and {len(self.sizes)} sizes"
+        yield from (
+            f"replica {replica} has devices for {sum(map(bool, row))} stages, and there are {stages}"
+            for replica, row in enumerate(self.layout.meshes)
+            if len(row) != stages or not all(row)
+        )
         if len({len(row) for row in self.sizes}) > 1:
             yield f"replicas have {', '.join(str(len(row)) for row in self.sizes)} micro-batches"
         counts = (len(self.stages), self.grid.stages, self.forward_grid.stages)
@@ -100,8 +105,8 @@ class Plan:
         )
         misplaced = [
             f"replica {replica} is on device {device}, and there are {devices}"
-            for replica, row in enumerate(self.layout.places)
-            for device in row
+            for replica in range(len(self.layout.meshes))
+            for device in self.layout.devices_of(replica)
             if not 0 <= device < devices
         ]
         yield from misplaced or self._wrong_seats()
@@ -173,7 +178,7 @@ class Plan:
         """The first example that a process's replicas need, and the one after the last; none if it has no replica."""
         layout = self.layout
         group = layout.groups.members[layout.groups.of_process[process]]
-        own = [r for r in group if any(layout.process_of(place) == process for place in layout.places[r])]
+        own = [r for r in group if any(layout.process_of(device) == process for device in layout.devices_of(r))]
         return (self._first[own[0]], self._first[own[-1] + 1]) if own else (0, 0)
 
     def weight(self, replica: int, i: int) -> float:
@@ -254,22 +259,19 @@ def _layout_message(layout: Layout) -> plan_pb2.Layout:
     return plan_pb2.Layout(
         shares=layout.shares,
         stages=layout.stages,
-        places=[plan_pb2.Places(devices=row) for row in layout.places],
+        meshes=[plan_pb2.Meshes(stages=[plan_pb2.Mesh(devices=mesh) for mesh in row]) for row in layout.meshes],
         devices=layout.devices,
-        idle=layout.idle,
         processes=layout.processes,
     )
 
 
 def _layout(message: plan_pb2.Layout) -> Layout:
-    places = tuple(tuple(row.devices) for row in message.places)
     return Layout(
-        tuple(message.shares),
-        tuple(message.stages),
-        places,
-        tuple(message.devices),
-        message.idle,
-        tuple(message.processes),
+        shares=tuple(message.shares),
+        stages=tuple(message.stages),
+        meshes=tuple(tuple(tuple(mesh.devices) for mesh in row.stages) for row in message.meshes),
+        devices=tuple(message.devices),
+        processes=tuple(message.processes),
     )
 
 

@@ -81,8 +81,9 @@ def make_plan(graph: Graph, roles: Roles, values: Mapping[Ref, Value], facts: Fa
     seat_of, once = place_update(graph, roles, stage_of, layout, owner, facts.calls)
     buckets = fill_buckets(graph, roles, layout, seat_of)
 
-    forward_grid = make_grid(facts.schedule, stages, micro_batches, devices=layout.rows, backward=False)
-    grid = make_grid(facts.schedule, stages, micro_batches, devices=layout.rows) if roles.backward else forward_grid
+    devices = len({*layout.meshes[0]})
+    forward_grid = make_grid(facts.schedule, stages, micro_batches, devices=devices, backward=False)
+    grid = make_grid(facts.schedule, stages, micro_batches, devices=devices) if roles.backward else forward_grid
     report = check_grid(grid)
 
     return Plan(

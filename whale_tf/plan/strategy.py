@@ -14,16 +14,22 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from whale_tf._protos import plan_pb2, strategy_pb2
 from whale_tf.errors import Line, PlanError, ScheduleError
 from whale_tf.plan.check_schedule import check_grid
 from whale_tf.plan.grid import Grid, rows_text
 from whale_tf.plan.schedule import make_grid
+
+Place: TypeAlias = int | tuple[int, ...]  # where a stage runs: a device; or several, which run it together
+
+
+def members_of(place: Any) -> Sequence[Any]:
+    """The devices of a place."""
+    return place if _is_row(place) and place else (place,)
 
 
 @dataclass(frozen=True)
@@ -36,9 +42,9 @@ class Strategy:
         replicas, else equal.
       stages: the names of the stages in the order of the pipeline; one without a name is called by its number. They
         are the step's own: a strategy with others does not fit it.
-      devices: for each replica the devices of its stages, as indices into the cluster. Where there are fewer than
-        stages, the stages take turns: stage j is on device j % their number. Left open, as the stage scopes say, else
-        in the order of the cluster.
+      devices: for each replica where its stages run, as indices into the cluster: for each stage a device, or a tuple
+        of those that run it together. Where there are fewer entries than stages, the stages take turns: stage j is on
+        entry j % their number. Left open, as the stage scopes say, else in the order of the cluster.
       micro_batches: parts that each replica cuts its examples into; left open, as a schedule that is a grid says,
         else 1. A batch that is too small has fewer.
       schedule: `gpipe`, `1f1b`, `interleaved` or `zero_bubble`; or the order of actions on each device of a replica, as
@@ -55,7 +61,7 @@ class Strategy:
     replicas: int | None = None
     shares: tuple[float, ...] = ()
     stages: tuple[str, ...] = ()
-    devices: tuple[tuple[int, ...], ...] = ()
+    devices: tuple[tuple[Place, ...], ...] = ()
     micro_batches: int | None = None
     schedule: str | Grid | None = None
     coupling: str | None = None
@@ -72,7 +78,7 @@ class Strategy:
             self._set("schedule", Grid.parse(self.schedule))
         self._set("shares", tuple(map(float, self.shares)))
         self._set("stages", tuple(self.stages))
-        self._set("devices", tuple(tuple(map(int, row)) for row in self.devices))
+        self._set("devices", tuple(tuple(map(_place, row)) for row in self.devices))
         self._set("accept", (self.accept,) if isinstance(self.accept, str) else tuple(self.accept))
         if self.replicas is None and (self.shares or self.devices):
             self._set("replicas", len(self.shares or self.devices))
@@ -170,7 +176,10 @@ class Strategy:
             replicas=self.replicas,
             shares=self.shares,
             stages=self.stages,
-            devices=[plan_pb2.Places(devices=row) for row in self.devices],
+            devices=[
+                plan_pb2.Meshes(stages=[plan_pb2.Mesh(devices=members_of(place)) for place in row])
+                for row in self.devices
+            ],
             micro_batches=self.micro_batches,
             name=self.schedule if isinstance(self.schedule, str) else None,
             grid=grid.to_proto() if grid else None,
@@ -192,7 +201,7 @@ class Strategy:
             replicas=message.replicas if message.HasField("replicas") else None,
             shares=tuple(message.shares),
             stages=tuple(message.stages),
-            devices=tuple(tuple(row.devices) for row in message.devices),
+            devices=tuple(tuple(tuple(mesh.devices) for mesh in row.stages) for row in message.devices),
             micro_batches=message.micro_batches if message.HasField("micro_batches") else None,
             schedule=Grid.from_proto(schedule) if isinstance(schedule, plan_pb2.Grid) else schedule,
             coupling=message.coupling if message.HasField("coupling") else None,
@@ -233,8 +242,14 @@ def _are_names(value: Any) -> bool:
 def _are_places(value: Any) -> bool:
     if not _is_row(value) or not all(_is_row(row) and row for row in value) or len({len(row) for row in value}) > 1:
         return False
-    devices = list(chain.from_iterable(value))
+    devices = [device for row in value for place in row for device in members_of(place)]
     return all(_is_count(device, 0) for device in devices) and len({*devices}) == len(devices)
+
+
+def _place(value: Any) -> Place:
+    """A place as one writes it: one device without its tuple."""
+    members = tuple(map(int, members_of(value)))
+    return members if len(members) > 1 else members[0]
 
 
 def _is_row(value: object) -> bool:

@@ -47,9 +47,8 @@ def draw_plan(plan: Plan) -> RenderableType:
     """The plan for a rich console."""
     parts: list[RenderableType] = [Text(", ".join(_decisions(plan)), style="bold"), "", _stage_table(plan)]
     parts += [Text(_NOTE, style="dim"), ""]
-    idle = _idle(plan)
-    if idle:
-        parts += [Text(f"idle: {', '.join(idle)}", style="yellow"), ""]
+    if plan.layout.idle:
+        parts += [Text(f"idle: {', '.join(map(plan.layout.label, plan.layout.idle))}", style="yellow"), ""]
     if plan.values:
         parts += [Text(_states(plan)), ""]
     return Group(*parts, _schedule(plan))
@@ -111,11 +110,6 @@ def _stage_table(plan: Plan) -> Table:
 def _devices(plan: Plan, stage: int) -> Iterator[str]:
     layout = plan.layout
     return (layout.label(layout.device_of(replica, stage)) for replica in range(layout.replicas))
-
-
-def _idle(plan: Plan) -> list[str]:
-    used = {place for row in plan.layout.places for place in row}
-    return [plan.layout.label(index) for index in range(len(plan.layout.devices)) if index not in used]
 
 
 def _schedule(plan: Plan) -> Text:

@@ -136,7 +136,7 @@ def _wrong_order(plan: Plan, program: Program) -> Iterator[str]:
         function = program.functions.get(node.attrs["function"].decode())
         if function is None or function.key.stage >= plan.grid.stages:
             continue
-        key = (node.attrs["phase"], node.attrs["replica"], function.key.stage % plan.layout.rows)
+        key = (node.attrs["phase"], node.attrs["replica"], plan.grid.device_of(function.key.stage))
         rows.setdefault(key, []).append(node.attrs["action"].decode())
         if function.key.kind != "F":
             backward.add(node.attrs["phase"])

@@ -84,11 +84,11 @@ def _node_names(compiled: Compiled) -> dict[str, str]:
 
 
 def _scope(layout: Layout, device: int) -> str:
-    for replica, places in enumerate(layout.places):
-        stages = [stage for stage in range(len(layout.stages)) if layout.device_of(replica, stage) == device]
+    for replica, meshes in enumerate(layout.meshes):
+        stages = [stage for stage, members in enumerate(meshes) if device in members]
         if len(stages) == 1:
             return f"replica_{replica}/{_stage(layout, stages[0])}"
-        if device in places:
+        if stages:
             return f"replica_{replica}/device_{device}"
     return f"device_{device}"
 
