@@ -35,6 +35,7 @@ from whale_tf.plan.strategy import Strategy
 if TYPE_CHECKING:
     from whale_tf.annotate.models import annotate
     from whale_tf.annotate.scopes import replica, stage
+    from whale_tf.annotate.split import split
     from whale_tf.parallelize import function
     from whale_tf.run import ops
     from whale_tf.run.step import Step
@@ -63,6 +64,7 @@ __all__ = [
     "init",
     "ops",
     "replica",
+    "split",
     "stage",
 ]
 
@@ -74,6 +76,7 @@ _LATER = {
     "init": "whale_tf.start:init",
     "ops": "whale_tf.run.ops",
     "replica": "whale_tf.annotate.scopes:replica",
+    "split": "whale_tf.annotate.split:split",
     "stage": "whale_tf.annotate.scopes:stage",
 }
 

@@ -7,7 +7,7 @@ import functools
 import gc
 import os
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, overload
@@ -23,27 +23,18 @@ from whale_tf.errors import Line, PlanError
 from whale_tf.ir.dumps import Dumps
 from whale_tf.ir.graph import Graph
 from whale_tf.plan.cautions import Caution, caution_accepted, caution_idle
-from whale_tf.plan.choose import Request, choose, read_scopes
+from whale_tf.plan.choose import choose
 from whale_tf.plan.coupling import GATHER_BYTES, Coupling, resolve
 from whale_tf.plan.grid import Grid
 from whale_tf.plan.layout import Layout, fit_batch, lay_out
 from whale_tf.plan.losses import refuse_wrong_losses
 from whale_tf.plan.one_part import undivided
-from whale_tf.plan.plan import Plan
-from whale_tf.plan.planner import Facts, make_plan
+from whale_tf.plan.planner import Facts
+from whale_tf.plan.request import Request, read_scopes
 from whale_tf.plan.states import States
 from whale_tf.plan.strategy import Strategy, refuse_wrong
-from whale_tf.rewrite import Passes
-from whale_tf.rewrite.bind import bind
-from whale_tf.rewrite.check import check
-from whale_tf.rewrite.cut import Cut, Key, StageFunction, cut
-from whale_tf.rewrite.fold_random import fold_random
-from whale_tf.rewrite.hold_assignments import hold_assignments
-from whale_tf.rewrite.program import BETWEEN_GROUPS, Program
-from whale_tf.rewrite.reshard import Resharded, reshard
-from whale_tf.rewrite.resize import at_size, resize
-from whale_tf.rewrite.send_first import send_first
-from whale_tf.rewrite.step_program import StepProgram
+from whale_tf.rewrite.program import BETWEEN_GROUPS
+from whale_tf.rewrite.rewrite_step import DUMP_VARIABLE, rewrite_step
 from whale_tf.run.away import may_be_away, named_only, share_variables
 from whale_tf.run.compiled import Compiled, Parts
 from whale_tf.run.feed import digest
@@ -54,7 +45,6 @@ from whale_tf.run.step import Options, Step
 from whale_tf.run.value_check import Checked
 from whale_tf.start import Session, current
 
-DUMP_VARIABLE = "WHALE_TF_DUMP"
 CHECK_VARIABLE = "WHALE_TF_CHECK"
 
 
@@ -236,15 +226,15 @@ def _compile(
         states, accepted = undivided(at_one_size(step, arguments.examples)), ()
     facts = functools.partial(_facts, step, request=request, layout=layout, sizes=sizes, schedule=strategy.schedule)
     rank = session.world.rank if session.world is not None else 0
-    cut_step, program, calls = _rewritten(states, facts, sizes, arguments.fed, rank, dump)
+    rewritten = rewrite_step(states, facts, sizes, arguments.fed, rank, dump)
     advice = "" if session.chosen else advise_devices(2)
     _warn(caution_accepted(accepted, line, written_at(fn)), compiler.told)
     _warn(caution_idle(layout, request, compiler.strategy, advice, written_at(fn)), compiler.told)
     return (
         Parts(
-            cut_step,
-            program,
-            {**step.calls, **calls},
+            rewritten.step,
+            rewritten.program,
+            {**step.calls, **rewritten.calls},
             step.variables,
             outside.tensors,
             lambda outputs: _result(step.trace, outputs),
@@ -259,70 +249,10 @@ def _compile(
     )
 
 
-def _rewritten(
-    states: States,
-    facts: Callable[[Graph], Facts],
-    sizes: tuple[tuple[int, ...], ...],
-    fed: bool,
-    process: int,
-    dump: Dumps,
-) -> tuple[StepProgram, Program, Mapping[str, Graph]]:
-    """The step under its plan, what one process and those joined to it run, and what its functions call at each size.
-
-    Args:
-      facts: of the step with the shapes of a micro-batch.
-    """
-    passes = Passes(os.environ.get(DUMP_VARIABLE, ""))
-    resharded = passes.run("reshard", reshard, states)
-    graph, roles = resharded.graph, resharded.roles
-    dump("resharded", graph, after="reshard")
-    values = {ref: known.value for ref, known in states.known.items()}
-    micro = at_size(graph, states, resharded.made_of, max(map(max, sizes)))
-    plan = make_plan(graph, roles, values, facts(micro))
-    how = Cut(plan.micro_batches > 1, plan.grid.splits_backward)
-    functions = passes.run("cut", cut, graph, roles, plan.stage_of, how)
-    for key, function in functions.items():
-        dump(f"cut-{key}", function.graph, after="cut")
-    variants, calls = _at_sizes(functions, states, resharded, plan, passes)
-    for size, variant in variants.items():
-        for key, function in variant.items():
-            dump(f"resize-{key}-{size}", function.graph, after="resize")
-    step = StepProgram(graph, roles, plan, variants, fed)
-    program = passes.run("bind", bind, step, plan.layout.groups.of_process[process])
-    dump("bound", program.main, after="bind")
-    program = passes.run("send_first", send_first, program)
-    program = passes.run("hold_assignments", hold_assignments, program)
-    passes.run("check", check, step, states.sizes, program)
-    dump("held", program.main, after="hold_assignments")
-    return step, program, calls
-
-
 def _coupling(strategy: Strategy, micro_batches: int, line: Callable[[str], Line]) -> Coupling:
     most = GATHER_BYTES if strategy.gather_bytes is None else strategy.gather_bytes
     exact, statistics = strategy.coupling == "exact", strategy.batch_norm == "global"
     return Coupling(exact, strategy.accept, micro_batches, most, line, statistics)
-
-
-def _at_sizes(
-    functions: Mapping[Key, StageFunction], states: States, resharded: Resharded, plan: Plan, passes: Passes
-) -> tuple[dict[int, Mapping[Key, StageFunction]], dict[str, Graph]]:
-    """The stage functions at each size of micro-batch, and the functions that these call."""
-    variants: dict[int, Mapping[Key, StageFunction]] = {}
-    calls: dict[str, Graph] = {}
-    for size in sorted({size for row in plan.sizes for size in row}, reverse=True):
-        resized = {
-            key: passes.run("resize", resize, function, states, resharded.made_of, size)
-            for key, function in functions.items()
-        }
-        variants[size] = {key: each.function for key, each in resized.items()}
-        if plan.parts > 1:
-            variants[size] = {
-                key: passes.run("fold_random", fold_random, function, states)
-                for key, function in variants[size].items()
-            }
-        for each in resized.values():
-            calls.update(each.calls)
-    return variants, calls
 
 
 def _meet(world: World, name: str, arguments: Arguments, parts: Parts) -> None:

@@ -9,8 +9,9 @@ import pytest
 from whale_tf.annotate.cluster import Cluster, Device, VirtualDevice
 from whale_tf.annotate.subgroup import Opened
 from whale_tf.errors import DeviceError, Line, PlanError, ScopeError, WhaleError
-from whale_tf.plan.choose import Request, choose, read_scopes
+from whale_tf.plan.choose import choose
 from whale_tf.plan.layout import Layout, lay_out, meshes_of
+from whale_tf.plan.request import Request, read_scopes
 from whale_tf.plan.strategy import Strategy
 
 
@@ -121,10 +122,11 @@ def test_stages_on_equal_virtual_devices_share_rows() -> None:
             None,
             stages(2, [2, 1]),
             PlanError,
-            "a stage runs on one device of each replica.\n"
+            "a stage on several devices has no split() inside, which says what is cut.\n"
             "  stage(2) asks for 2\n"
             "  in stage(2) opened at train.py:2\n"
-            "  Write stage(), and replica() around the stages to use more devices.",
+            "  Open it as `with whale.stage(devices=2), whale.split():`, or give it one device and put replica() around "
+            "the stages to use more.",
         ),
         (
             4,

@@ -19,12 +19,12 @@ from whale_tf.errors import Line, PlanError
 from whale_tf.ir.graph import Graph, Ref
 from whale_tf.ir.sharding import Split
 from whale_tf.ir.sharding import Value as State
-from whale_tf.plan.choose import Request
 from whale_tf.plan.coupling import Coupling, resolve
 from whale_tf.plan.layout import Layout, cut_batch, meshes_of
 from whale_tf.plan.one_part import undivided
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.planner import Facts, make_plan
+from whale_tf.plan.request import Request
 from whale_tf.plan.stage_cost import StageCost
 from whale_tf.rewrite.reshard import reshard
 from whale_tf.rewrite.resize import at_size

@@ -19,12 +19,12 @@ from whale_tf.ir.graph import Graph, Node, Ref
 from whale_tf.ir.sizes import Array, Sizes
 from whale_tf.ir.text import parse_graph
 from whale_tf.ir.verify import verify
-from whale_tf.plan.choose import Request
 from whale_tf.plan.coupling import Coupling, resolve
 from whale_tf.plan.layout import Layout, cut_batch, meshes_of
 from whale_tf.plan.one_part import undivided
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.planner import Facts, make_plan
+from whale_tf.plan.request import Request
 from whale_tf.plan.roles import Roles, variable_of
 from whale_tf.plan.states import States
 from whale_tf.rewrite.bind import bind

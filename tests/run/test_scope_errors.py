@@ -183,10 +183,11 @@ def test_a_stage_of_several_devices() -> None:
             return tf.reduce_mean(x)
 
     message = (
-        "a stage runs on one device of each replica.\n"
+        "a stage on several devices has no split() inside, which says what is cut.\n"
         "  stage(2) asks for 2\n"
         f"  in stage(2) opened at {Source(test_a_stage_of_several_devices).opened('with whale.stage(devices)')}\n"
-        "  Write stage(), and replica() around the stages to use more devices."
+        "  Open it as `with whale.stage(devices=2), whale.split():`, or give it one device and put replica() around "
+        "the stages to use more."
     )
     with pytest.warns(UserWarning, match="7 devices are left idle"):
         check_refused(whale.PlanError, message, lambda: step(batch(), 2), lambda: step(batch(), 1))

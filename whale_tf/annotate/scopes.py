@@ -1,4 +1,4 @@
-"""The scopes of a step: `with replica():` and `with stage():`, stamped on each op made inside.
+"""The scopes of a step: `with replica():`, `with stage():` and `with split():`, stamped on each op made inside.
 
     with replica(2):                    Opened(key="r0", kind="replica", count=2)
         with stage():                   Opened(key="s0", kind="stage", parent="r0")
@@ -38,6 +38,7 @@ from whale_tf.annotate.subgroup import Opened
 from whale_tf.errors import Line, ScopeError
 
 ATTRIBUTE = "_whale_scope"
+_LETTERS = {"replica": "r", "stage": "s", "split": "d"}
 
 
 class Scope:
@@ -239,7 +240,7 @@ class Recording:
                 return
             raise _apart_error(here, graph)
         parent = _parent_of(here, stack)
-        key = f"{here.kind[0]}{sum(opened.kind == here.kind for opened in self._known.values())}"
+        key = f"{_LETTERS[here.kind]}{sum(opened.kind == here.kind for opened in self._known.values())}"
         identity: Hashable = (parent, type(scope), scope.identity)
         joined = self._known[identity].joined(here) if identity in self._known else None
         if joined is not None:
@@ -293,19 +294,22 @@ def _parent_of(here: Opened, stack: Sequence[Opened]) -> str:
     """The key of the scope that `here` is opened in, where `stack` is what is open, innermost first."""
     parents = [outer for outer in stack if here.index is None or outer.index is None]
     for outer in parents:
-        if outer.kind == here.kind:
+        if outer.kind == here.kind or (outer.kind == "split" and here.kind != "split"):
             raise _nesting_error(here, outer)
     return parents[0].key if parents else ""
 
 
 def _nesting_error(here: Opened, outer: Opened) -> ScopeError:
-    if here.kind == "replica":
+    if outer.kind == "split":
+        way_out = "Close the split first." if here.kind == "split" else f"Open the {here.kind} around the split."
+    elif here.kind == "replica":
         way_out = "Keep one of the two: replica(2) in replica(2) would be replica(4)."
     elif here.index is None and outer.index is None:
         way_out = "Close the outer stage first: stages follow one another."
     else:
         way_out = "Say the stage of a layer once: with `annotate`, or with a `with` around or inside its call."
-    rule = f"{here.label} is opened inside another {here.kind} scope"
+    another = f"another {here.kind}" if outer.kind == here.kind else f"a {outer.kind}"
+    rule = f"{here.label} is opened inside {another} scope"
     return _error(rule, scope=str(outer), way_out=way_out)
 
 

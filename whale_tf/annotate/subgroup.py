@@ -21,11 +21,12 @@ class Opened:
       count: how many replicas; None for a stage, and for as many as the devices allow.
       shares: relative parts of the batch, one per replica.
       devices: how many devices a stage takes, or which.
+      dim: which dim of parameters a split cuts; None for a choice.
       index: the number of the stage, where `annotate` gave one; other stages count in order of first opening.
     """
 
     key: str
-    kind: Literal["replica", "stage"]
+    kind: Literal["replica", "stage", "split"]
     name: str
     parent: str
     line: Line
@@ -33,6 +34,7 @@ class Opened:
     shares: tuple[float, ...] | None = None
     devices: int | VirtualDevice = 1
     index: int | None = None
+    dim: int | None = None
 
     def joined(self, other: Opened) -> Opened | None:
         """The two as one subgroup, or None where they ask for different replicas; a count may be left out in one."""
@@ -54,6 +56,8 @@ class Opened:
             return f"replica(shares=[{', '.join(f'{share:g}' for share in self.shares)}])"
         if self.kind == "replica":
             return f"replica({'' if self.count is None else self.count})"
+        if self.kind == "split":
+            return f"split({'' if self.dim is None else f'dim={self.dim}'})"
         if self.index is not None:
             return self.name
         if self.name:

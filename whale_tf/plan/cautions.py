@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from whale_tf.errors import Line
-from whale_tf.plan.choose import Request
 from whale_tf.plan.layout import Layout
+from whale_tf.plan.request import Request
 from whale_tf.plan.strategy import Strategy
 
 Caution = tuple[Line, str]  # where, and what

@@ -7,82 +7,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain
 
 from whale_tf.annotate.cluster import Cluster, VirtualDevice
 from whale_tf.annotate.subgroup import Opened
-from whale_tf.errors import DeviceError, PlanError, ScopeError
+from whale_tf.errors import DeviceError, PlanError
 from whale_tf.plan.grid import Grid
+from whale_tf.plan.request import Request
 from whale_tf.plan.strategy import Place, Strategy, members_of
+from whale_tf.plan.widths import mesh_devices, refuse_mixed_meshes, refuse_wide_stages
 
 DEFAULT_SCHEDULE = "1f1b"
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user's scopes ask for.
-
-    Attributes:
-      replica: the replica scope, if there is one.
-      stages: the stage scopes in the order of the pipeline; empty if the step has none.
-    """
-
-    replica: Opened | None
-    stages: tuple[Opened, ...]
-
-    @property
-    def stage_of_scope(self) -> dict[str, int]:
-        """The number of each stage, by the key of its scope."""
-        return {scope.key: index for index, scope in enumerate(self.stages)}
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The stages' names; of one without a name its number."""
-        return tuple(scope.name or str(index) for index, scope in enumerate(self.stages))
-
-
-def read_scopes(opened: Sequence[Opened]) -> Request:
-    """Sorts the scopes into one replica scope and a pipeline.
-
-    Raises:
-      ScopeError: scopes that this version cannot combine.
-    """
-    replicas = [scope for scope in opened if scope.kind == "replica"]
-    stages = [scope for scope in opened if scope.kind == "stage"]
-    if len({(scope.count, scope.shares) for scope in replicas}) > 1:
-        raise ScopeError(
-            "the step has replica scopes that differ",
-            scope=[str(scope) for scope in replicas],
-            way_out="The batch is cut once: give all of them the same count and shares, or write replica() for all but "
-            "one.",
-        )
-    keys = {scope.key for scope in stages}
-    inside = [scope for scope in replicas if scope.parent in keys]
-    if inside:
-        raise ScopeError(
-            "a stage cannot be replicated by itself",
-            scope=[str(scope) for scope in inside],
-            way_out="Put replica() around all the stages: every replica is then a pipeline of its own.",
-        )
-    if replicas and any(not scope.parent for scope in stages) and any(scope.parent for scope in stages):
-        raise ScopeError(
-            "some stages are inside replica() and some are not",
-            scope=[str(scope) for scope in stages if not scope.parent],
-            way_out="Put replica() around all of them.",
-        )
-    return Request(replicas[0] if replicas else None, tuple(_in_order(stages)))
-
-
-def _in_order(stages: Sequence[Opened]) -> list[Opened]:
-    numbered = [scope for scope in stages if scope.index is not None]
-    if numbered and len(numbered) != len(stages):
-        raise ScopeError(
-            "stages are both annotated and opened with `with`",
-            scope=[str(scope) for scope in stages],
-            way_out="Use annotate for all of them, or stage() for all of them.",
-        )
-    return sorted(stages, key=lambda scope: scope.index or 0) if numbered else list(stages)
 
 
 def choose(given: Strategy, request: Request, cluster: Cluster, advise: Callable[[int], str]) -> Strategy:
@@ -95,16 +31,21 @@ def choose(given: Strategy, request: Request, cluster: Cluster, advise: Callable
       DeviceError: the devices do not suffice, or do not divide.
       PlanError: the strategy is for other stages than the step's.
     """
-    _refuse_wide_stages(given, request)
+    refuse_wide_stages(given, request)
     _refuse_other_stages(given, request)
     schedule, scope = given.schedule or DEFAULT_SCHEDULE, request.replica
     replicas, shares = given.replicas, given.shares
     if replicas is None:
         replicas, shares = (scope.count, scope.shares or ()) if scope is not None else (1, ())
-    rows = _rows(given, request, schedule, (replicas or 1, len(cluster)))
-    replicas = replicas or _as_many_as_fit(request, rows, len(cluster))
-    devices = given.devices or _places(request, cluster, replicas, rows, advise)
+    if request.splits:
+        devices = mesh_devices(given, request, cluster, replicas, advise)
+        replicas = len(devices)
+    else:
+        rows = _rows(given, request, schedule, (replicas or 1, len(cluster)))
+        replicas = replicas or _as_many_as_fit(request, rows, len(cluster))
+        devices = given.devices or _places(request, cluster, replicas, rows, advise)
     _refuse_missing(devices, len(cluster), advise)
+    refuse_mixed_meshes(devices, cluster)
     return replace(
         given,
         replicas=replicas,
@@ -114,23 +55,6 @@ def choose(given: Strategy, request: Request, cluster: Cluster, advise: Callable
         micro_batches=given.micro_batches or 1,
         schedule=schedule,
     )
-
-
-def _refuse_wide_stages(given: Strategy, request: Request) -> None:
-    wide = [scope for scope in request.stages if scope.devices != 1 and isinstance(scope.devices, int)]
-    said = [place for place in chain.from_iterable(given.devices) if isinstance(place, tuple)]
-    if wide or said:
-        raise PlanError(
-            "a stage runs on one device of each replica",
-            details=[
-                *(f"{scope.label} asks for {scope.devices}" for scope in wide),
-                *(f"the strategy has {place} for a stage" for place in said),
-            ],
-            scope=[str(scope) for scope in wide],
-            way_out="Write stage(), and replica() around the stages to use more devices."
-            if wide
-            else "Write one device for each stage, and one row for each replica.",
-        )
 
 
 def _refuse_other_stages(given: Strategy, request: Request) -> None:

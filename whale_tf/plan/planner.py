@@ -10,7 +10,6 @@ from whale_tf.ir.graph import Graph, Ref
 from whale_tf.ir.sharding import WHOLE, Value
 from whale_tf.plan.buckets import choose_collectives, fill_buckets
 from whale_tf.plan.check_schedule import check_grid
-from whale_tf.plan.choose import Request
 from whale_tf.plan.grid import Grid
 from whale_tf.plan.layout import Layout
 from whale_tf.plan.merges import find_merges
@@ -21,6 +20,7 @@ from whale_tf.plan.refusals import (
     refuse_own_data,
     refuse_unused_gradients,
 )
+from whale_tf.plan.request import Request
 from whale_tf.plan.residency import lay_out_variables
 from whale_tf.plan.roles import Roles
 from whale_tf.plan.schedule import make_grid

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 
 from whale_tf.ir.graph import ALIAS_OPS, BOUNDARY_OPS, Graph, Node, Shape
 from whale_tf.plan.layout import HOST_SEAT, Layout
@@ -47,7 +48,8 @@ class VariableLayout:
         groups = layout.groups
         if self.returned or not self.seats:
             return groups.processes[group]
-        devices = [layout.device_of(replica, stage) for replica in groups.members[group] for stage in self.stages]
+        used = [layout.mesh_of(replica, stage) for replica in groups.members[group] for stage in self.stages]
+        devices = list(chain.from_iterable(used))
         devices += [layout.device_at(group, seat) for seat in self.seats[groups.kind_of(group)]]
         return tuple(sorted({layout.process_of(device) for device in devices}))
 

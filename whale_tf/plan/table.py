@@ -109,7 +109,8 @@ def _stage_table(plan: Plan) -> Table:
 
 def _devices(plan: Plan, stage: int) -> Iterator[str]:
     layout = plan.layout
-    return (layout.label(layout.device_of(replica, stage)) for replica in range(layout.replicas))
+    meshes = (layout.mesh_of(replica, stage) for replica in range(layout.replicas))
+    return (" | ".join(map(layout.label, mesh)) for mesh in meshes)
 
 
 def _schedule(plan: Plan) -> Text:

@@ -15,6 +15,7 @@ PASSES: Mapping[str, str] = MappingProxyType(
         "cut": "after the plan, which says the stage of every operation",
         "resize": "after cut, so that what is cut once is given each size of micro-batch",
         "fold_random": "after resize: which numbers a part draws follows from its size",
+        "shard": "after fold_random: the members of a mesh draw the same numbers",
         "bind": "when the functions are final: it makes the calls of them",
         "send_first": "after bind, which knows no order among what a device may do next",
         "hold_assignments": "behind everything that may fail",

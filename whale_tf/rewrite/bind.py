@@ -22,8 +22,9 @@ from whale_tf.plan.layout import HOST_SEAT
 from whale_tf.plan.roles import variable_of
 from whale_tf.rewrite.builder import INT32, Builder, Placed
 from whale_tf.rewrite.combine import REDUCED, Combine, Parts
-from whale_tf.rewrite.cut import Key, Source
+from whale_tf.rewrite.cut import Key, Source, StageFunction
 from whale_tf.rewrite.inputs import Inputs
+from whale_tf.rewrite.made import Made, Who
 from whale_tf.rewrite.program import Program
 from whale_tf.rewrite.step_program import StepProgram
 
@@ -43,12 +44,11 @@ class _Binder:
         self.inputs = Inputs(self.builder, self.plan, step.fed)
         self.combine = Combine(self.builder, self.plan)
         self.bucket_of = {name: index for index, bucket in enumerate(self.plan.buckets) for name in bucket}
-        self.micro: dict[tuple[Ref, int, int], Placed] = {}
+        self.made = Made(self.builder, step)
         self.slices: dict[tuple[Ref, int, int, int], Placed] = {}
         self.once: dict[tuple[Ref, int], Placed] = {}
         self.merged: dict[Ref, Placed] = {}
         self.gradients: dict[str, Placed] = {}
-        self.sums: dict[tuple[str, int], list[Placed]] = {}
         self.begun: set[tuple[int, Key]] = set()
         self.last_call: dict[int, str] = {}
         self.turns: dict[str, str] = {}
@@ -129,39 +129,45 @@ class _Binder:
         if first in functions and (replica, key) not in self.begun:
             self.begun.add((replica, key))
             key = first
-        function = functions[key]
-        device = self.layout.device_of(replica, action.stage)
-        inputs = [self._argument(source, replica, i, device) for source in function.arguments]
+        for member in range(len(self.layout.mesh_of(replica, action.stage))):
+            self._run(functions[key], self.step.name_of(key, size), action, Who(replica, action.stage, member))
+
+    def _run(self, function: StageFunction, called: str, action: Action, who: Who) -> None:
+        """One member's call of a function."""
+        replica, i, phase = who.replica, action.micro_batch, function.key.phase
+        device = self.layout.mesh_of(replica, who.stage)[who.member]
+        inputs = [self._argument(source, who, i, device) for source in function.arguments]
         kinds = [function.graph.type_of(ref) for ref in function.graph.outputs]
-        name = f"r{replica}/{action}" + (f"p{phase}" if phase else "")
+        name = f"r{replica}/{action}" + (f"p{phase}" if phase else "") + (f"m{who.member}" if who.member else "")
         attrs = {
-            "function": self.step.name_of(key, size).encode(),
+            "function": called.encode(),
             "action": str(action).encode(),
             "replica": replica,
             "phase": phase,
+            "member": who.member,
         }
         call = self.builder.add(name, "Call", inputs, kinds, device, **attrs)
         if not self.step.inline and device in self.last_call:
             self.builder.change(call, control=(self.last_call[device],))
         self.last_call[device] = call.node
-        for index, ref in enumerate(function.results):
-            self.micro[ref, replica, i] = Placed(call._replace(index=index), device)
-        for index, marker in enumerate(function.sums, len(function.results)):
-            given = self.sums.setdefault((marker, replica), [])
-            if self.plan.micro_batches > 1 and self.graph[marker].attrs["part"] == b"dense":
-                given.clear()
-            given.append(Placed(call._replace(index=index), device))
+        self.made.note(function, call, who, i, device)
 
-    def _argument(self, source: Source, replica: int, i: int, device: int) -> Ref:
-        builder, plan = self.builder, self.plan
+    def _argument(self, source: Source, who: Who, i: int, device: int) -> Ref:
+        builder, plan, replica = self.builder, self.plan, who.replica
         if source.kind == "step":
             return self.value_on(source.ref, device)
         if source.kind == "micro":
-            return builder.move(self.micro[source.ref, replica, i], device)
+            return builder.move(self.made.value(source.ref, who, i), device)
         if source.kind == "slice":
             return builder.move(self._slice(source.ref, replica, i, device), device)
         if source.kind == "sum":
-            return builder.move(self.sums[source.name, replica][0], device)
+            return builder.move(self.made.sum_so_far(source.name, who), device)
+        if source.kind == "piece":
+            return self.made.piece(source, self.value_on(source.ref, device), who, device)
+        if source.kind == "place":
+            return builder.place(self.layout.mesh_of(replica, who.stage), who.member, i)
+        if source.kind == "member":
+            return builder.constant(who.member, INT32, device)
         if source.kind == "weight":
             return builder.constant(plan.weight(replica, i) ** float(Fraction(source.name)), DType("float64"), device)
         if source.kind == "draw":
@@ -306,7 +312,7 @@ class _Binder:
     def _part(self, ref: Ref, replica: int, i: int) -> Placed:
         if self.graph[ref.node].op == "Input":
             return self._slice(ref, replica, i, self.layout.device_of(replica, 0))
-        return self.micro[ref, replica, i]
+        return self.made.micro[ref, replica, i][0]
 
     def _gradient(self, marker: Node) -> Placed:
         """A marker's gradient over all examples, on the device that owns it in this group."""
@@ -325,7 +331,7 @@ class _Binder:
     def _contributions(self, marker: Node) -> Parts:
         """What the replicas of this group bring to a gradient."""
         members = self.layout.groups.members[self.group]
-        values = [each for replica in members for each in self.sums[marker.name, replica]]
+        values = [each for replica in members for each in self.made.sums_of(marker, replica)]
         kind = TensorType(marker.outputs[0].dtype, self.graph.type_of(marker.inputs[0]).shape)
         return self._parts(marker.name, kind, values, self.plan.seat_of[marker.name])
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from whale_tf.errors import PlanError
 from whale_tf.ir.graph import DType, Graph, Node, Ref, Shape, TensorType
 from whale_tf.ir.names import Names
+from whale_tf.ir.sharding import Split
 from whale_tf.plan.layout import HOST_SEAT, Layout
 from whale_tf.rewrite.step_program import NO_VALUES
 
@@ -145,6 +146,37 @@ class Builder:
         size = self.constant((*(-1,) * dim, count, *(-1,) * rest), INT32, device)
         cut = with_dim(kind, dim, count)
         return self.add(name, "Slice", [ref, begin, size], [cut], device, T=kind.dtype, Index=INT32)
+
+    def joined(self, name: str, refs: Sequence[Ref], kind: TensorType, split: Split, device: int) -> Ref:
+        """The pieces of a mesh's members on one device, put together."""
+        if split.outer == 1:
+            return self.concat(f"{name}/joined", refs, kind, device, split.dim)
+        before, after = kind.shape[: split.dim], kind.shape[split.dim + 1 :]
+        seen = TensorType(kind.dtype, Shape((*before, split.outer, -1, *after)))
+        apart = [self.reshaped(f"{name}/{number}", ref, seen, device) for number, ref in enumerate(refs)]
+        whole = self.concat(f"{name}/joined", apart, seen, device, split.dim + 1)
+        return self.reshaped(f"{name}/joined", whole, kind, device)
+
+    def own_piece(self, name: str, ref: Ref, kind: TensorType, split: Split, at: tuple[int, int], device: int) -> Ref:
+        """What one of a mesh's members has of a tensor: (member, members)."""
+        (member, members), size = at, kind.shape.sizes[split.dim] // split.outer
+        piece = size // members
+        if split.outer == 1:
+            return self.sliced(name, ref, (split.dim, member * piece, piece), kind, device)
+        before, after = kind.shape[: split.dim], kind.shape[split.dim + 1 :]
+        seen = TensorType(kind.dtype, Shape((*before, split.outer, size, *after)))
+        apart = self.reshaped(f"{name}/apart", ref, seen, device)
+        cut = self.sliced(name, apart, (split.dim + 1, member * piece, piece), seen, device)
+        return self.reshaped(name, cut, with_dim(kind, split.dim, split.outer * piece), device)
+
+    def place(self, mesh: tuple[int, ...], member: int, number: int) -> Ref:
+        """Who a member of a mesh is, and the number of its calls, on its device."""
+        device = mesh[member]
+        key = (Ref(f"place/{mesh}/{number}"), device)
+        if key not in self.copies:
+            kind = TensorType(DType("int64"), Shape((3,)))
+            self.copies[key] = self.add("place", "Place", [], [kind], device, mesh=mesh, member=member, number=number)
+        return self.copies[key]
 
     def transposed(self, name: str, ref: Ref, order: tuple[int, ...], device: int) -> Ref:
         """A tensor with its dims in another order."""

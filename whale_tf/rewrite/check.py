@@ -45,6 +45,7 @@ def check(step: StepProgram, sizes: Sizes, program: Program) -> None:
     offenders = list(faulty_transfers(step.plan, program))
     needed = [name for name in graph.nodes if name in step.needed]
     for size, variant in variants.items():
+        variant = {key: function.whole or function for key, function in variant.items()}
         offenders += _wrong_stages(graph, roles, variant, needed, f" for {size} examples" if len(variants) > 1 else "")
         for function in variant.values():
             offenders += _wrong_inputs(graph, function, sizes, size)

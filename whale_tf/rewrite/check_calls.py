@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from whale_tf.errors import ScheduleError
 from whale_tf.ir.graph import Node, Ref
+from whale_tf.ir.sharding import Split, parse_state
 from whale_tf.plan.grid import Action
 from whale_tf.rewrite.check_transfers import meetings, sends
 from whale_tf.rewrite.cut import Key, Source, StageFunction
@@ -27,6 +28,7 @@ class Called(NamedTuple):
     node: Node
     function: StageFunction
     part: Part
+    member: int = 0
 
 
 @dataclass
@@ -70,19 +72,26 @@ class Calls:
 
     def faults(self) -> Iterator[str]:
         """Calls that are missing, repeated, misplaced, or that take another micro-batch's values."""
-        counts = {(part, key): 0 for part in self.parts for key in self.functions_of(part) if not key.first}
+        counts = {
+            (part, key, member): 0
+            for part in self.parts
+            for key in self.functions_of(part)
+            for member in range(len(self.plan.layout.mesh_of(part[0], key.stage)))
+            if not key.first
+        }
         for node in self.main:
             if node.op == "Call" and node.name not in self.by_name:
                 yield f"call '{node.name}' runs '{node.attrs['function'].decode()}', not made for its micro-batch"
         for called in self.by_name.values():
-            counts[called.part, called.function.key._replace(first=False)] += 1
-            device = self.plan.layout.device_of(called.part[0], called.function.key.stage)
+            counts[called.part, called.function.key._replace(first=False), called.member] += 1
+            device = self.plan.layout.mesh_of(called.part[0], called.function.key.stage)[called.member]
             if called.node.device != device:
                 yield f"call '{called.node.name}' is on device {called.node.device}, and the plan says {device}"
             yield from self._wrong_arguments(called)
-        for ((replica, i), key), count in counts.items():
+        for ((replica, i), key, member), count in counts.items():
             if count != 1:
-                yield f"{key} is called {count} times for replica {replica}, micro-batch {i}"
+                of_mesh = f", member {member}" if member else ""
+                yield f"{key} is called {count} times for replica {replica}, micro-batch {i}{of_mesh}"
 
     def step_values(self) -> Iterator[tuple[Ref, Ref]]:
         """What calls take of the step as a whole: the tensor of the main graph, and that of the step."""
@@ -90,6 +99,9 @@ class Calls:
             for ref, source in zip(called.node.inputs, called.function.arguments, strict=False):
                 if source.kind == "step":
                     yield ref, source.ref
+                elif source.kind == "piece":
+                    split = parse_state(source.name)
+                    yield self._whole_of(ref, split.outer if isinstance(split, Split) else 1), source.ref
                 elif source.kind == "slice" and self.graph[source.ref.node].op == "Piece":
                     piece = self.graph[source.ref.node]
                     yield self._whole_of(ref, piece.attrs["outer"]), piece.inputs[0]
@@ -131,6 +143,22 @@ class Calls:
         own = self.plan.examples_of(self.program.process_of(node))[0] if self.program.fed and not piece else 0
         return self.of_range.get((begin[dim] // chunk + own, size[dim] // chunk))
 
+    def _is_piece(self, ref: Ref, source: Source, member: int, members: int) -> bool:
+        """Whether a tensor is a member's piece of what it was cut from, which `step_values` follows."""
+        split, shape = parse_state(source.name), self.graph.type_of(source.ref).shape
+        if not isinstance(split, Split):
+            return False
+        dim, piece = split.dim, shape.sizes[split.dim] // split.outer // members
+        node = self.main[ref.node]
+        if split.outer > 1 and node.op == "Reshape":
+            node, dim = self.main[node.inputs[0].node], dim + 1
+        if node.op != "Slice":
+            return False
+        begin, size = (self.main[each.node].attrs.get("value") for each in node.inputs[1:])
+        rank = len(shape) + (split.outer > 1)
+        first = tuple(member * piece if index == dim else 0 for index in range(rank))
+        return bool(begin == first and size == tuple(piece if index == dim else -1 for index in range(rank)))
+
     def _whole_of(self, ref: Ref, outer: int) -> Ref:
         """What a piece was cut from: where a dim is seen as two, between two reshapes."""
         for op in ("Reshape", "Slice", "Reshape") if outer > 1 else ("Slice",):
@@ -150,21 +178,33 @@ class Calls:
         key = Key(node.attrs["phase"], action.stage, action.kind)
         if function is None or part not in self.weights or key != function.key._replace(first=False):
             return None
+        if not 0 <= node.attrs["member"] < len(self.plan.layout.mesh_of(part[0], key.stage)):
+            return None
         expected = self.functions_of(part).get(function.key)
-        return Called(node, function, part) if expected is function or expected == function else None
+        return (
+            Called(node, function, part, node.attrs["member"]) if expected is function or expected == function else None
+        )
 
     def _wrong_arguments(self, called: Called) -> Iterator[str]:
         name, given, wanted = called.node.name, called.node.inputs, called.function.arguments
         if len(given) != len(wanted):
             yield f"call '{name}' gives {len(given)} arguments, and {called.function.key} takes {len(wanted)}"
         for position, (ref, source) in enumerate(zip(given, wanted, strict=False)):
-            if not self._brings(self.origin(ref), source, called.part):
+            if not self._brings(self.origin(ref), source, called):
                 what = source.name or source.ref
                 yield f"argument {position} of call '{name}' is '{ref}', and should be its {source.kind} '{what}'"
 
-    def _brings(self, ref: Ref, source: Source, part: Part) -> bool:
+    def _brings(self, ref: Ref, source: Source, called: Called) -> bool:
         """Whether a tensor is what a source describes; what is followed elsewhere (step, sum, seed) passes."""
-        node, kind = self.main[ref.node], source.kind
+        node, kind, part = self.main[ref.node], source.kind, called.part
+        mesh = self.plan.layout.mesh_of(part[0], called.function.key.stage)
+        if kind == "member":
+            return node.op == "Const" and bool(node.attrs["value"] == called.member)
+        if kind == "place":
+            place = {"mesh": mesh, "member": called.member, "number": part[1]}
+            return node.op == "Place" and dict(node.attrs) == place
+        if kind == "piece":
+            return self._is_piece(ref, source, called.member, len(mesh))
         if kind == "weight":
             wanted = self.weights[part] ** float(Fraction(source.name))
             return node.op == "Const" and isclose(node.attrs["value"], wanted, rel_tol=WEIGHT_TOLERANCE)
@@ -177,5 +217,9 @@ class Calls:
         other = self.by_name.get(ref.node)
         result = other.function.results[ref.index] if other and ref.index < len(other.function.results) else None
         if kind == "micro":
-            return other is not None and other.part == part and result == source.ref
+            if other is None or other.part != part or result != source.ref:
+                return False
+            lies = other.function.lies.get(ref.index)
+            beside = other.function.key.stage == called.function.key.stage
+            return other.member == called.member if beside else lies is None
         return True

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from whale_tf.ir.graph import Graph, Node, Ref
-from whale_tf.ir.sharding import Reduction
+from whale_tf.ir.sharding import Reduction, Split
 from whale_tf.rewrite.check_calls import WEIGHT_TOLERANCE, Called, Calls, Part
 from whale_tf.rewrite.check_transfers import meeting_of
 from whale_tf.rewrite.combine import BETWEEN, FOLDS
@@ -48,11 +48,15 @@ MOVED = frozenset({"Transpose", "ExpandDims"})
 
 
 class Term(NamedTuple):
-    """One summand: a micro-batch's value, times a weight; and how often it is reduced over all groups on its way."""
+    """One summand: a micro-batch's value, times a weight; and how often it is reduced over all groups on its way.
+
+    Of a stage that is cut it is what one member has.
+    """
 
     part: Part
     weight: float
     times: int = 0
+    member: int = 0
 
 
 class _Place(NamedTuple):
@@ -124,6 +128,8 @@ class Sum:
 
     def _items(self, calls: Calls, node: Node, ref: Ref) -> Sequence[Ref] | None:
         """What an operation that only puts parts together takes; None for another one."""
+        if isinstance(calls.step.sums_lie.get(self.marker), Split) and node.op in ("ConcatV2", "Reshape"):
+            return node.inputs[:-1]  # the pieces of a mesh's members
         if node.op in self.by.ops and not (node.op == "Mul" and scaled(calls.main, node)):
             return node.inputs[:-1] if node.op == "ConcatV2" else node.inputs
         if self.by == JOINED:
@@ -158,12 +164,12 @@ class Sum:
             return Term(called.part, place.weight, place.times) if is_it else None
         if sums[ref.index - len(results)] != self.marker:
             return None
-        return [place._replace(call=called, ref=called.function.graph.outputs[ref.index])]
+        return [place._replace(call=called, ref=(called.function.whole or called.function).graph.outputs[ref.index])]
 
     def _in_call(self, calls: Calls, call: Called, place: _Place) -> Term | list[_Place] | None:
         """The same inside a stage function, where the micro-batch's own gradient is added to the sum so far."""
-        function, ref, wanted = call.function, place.ref, self.wanted
-        node, term = function.graph[ref.node], Term(call.part, place.weight, place.times)
+        function, ref, wanted = call.function.whole or call.function, place.ref, self.wanted
+        node, term = function.graph[ref.node], Term(call.part, place.weight, place.times, call.member)
         if ref == wanted:
             return term
         if node.op == "Argument":
@@ -174,6 +180,19 @@ class Sum:
         if node.op == "AddV2":
             return [place._replace(ref=item) for item in node.inputs]
         return None
+
+
+def differences_of_members(
+    title: str, terms: Sequence[Term], expected: Mapping[Part, float], members: int, *, times: int = 0
+) -> Iterator[str]:
+    """The same for what the members of a mesh have together: each member's once, of each part in their order."""
+    for member in range(members):
+        own = [term for term in terms if term.member == member]
+        yield from differences(f"{title}, of member {member}," if members > 1 else title, own, expected, times=times)
+    for part in expected:
+        order = [term.member for term in terms if term.part == part]
+        if order != list(range(members)):
+            yield f"{title} has of replica {part[0]}, micro-batch {part[1]} what members {order} have"
 
 
 def differences(title: str, terms: Sequence[Term], expected: Mapping[Part, float], *, times: int = 0) -> Iterator[str]:

@@ -124,7 +124,7 @@ def _wrong_pairs(program: Program) -> Iterator[str]:
 def _wrong_order(plan: Plan, program: Program) -> Iterator[str]:
     """Calls of a device that are not in the schedule's order, or that nothing keeps in order."""
     last: dict[int, str] = {}
-    rows: dict[tuple[int, int, int], list[str]] = {}
+    rows: dict[tuple[int, int, int, int], list[str]] = {}
     backward: set[int] = set()
     for node in program.main:
         if node.op != "Call":
@@ -136,11 +136,12 @@ def _wrong_order(plan: Plan, program: Program) -> Iterator[str]:
         function = program.functions.get(node.attrs["function"].decode())
         if function is None or function.key.stage >= plan.grid.stages:
             continue
-        key = (node.attrs["phase"], node.attrs["replica"], plan.grid.device_of(function.key.stage))
+        who = node.attrs["replica"], plan.grid.device_of(function.key.stage), node.attrs["member"]
+        key = (node.attrs["phase"], *who)
         rows.setdefault(key, []).append(node.attrs["action"].decode())
         if function.key.kind != "F":
             backward.add(node.attrs["phase"])
-    for (phase, replica, row), actions in rows.items():
+    for (phase, replica, row, _), actions in rows.items():
         grid = plan.grid if phase in backward else plan.forward_grid
         made = set(actions)
         planned = [str(action) for action in grid.rows[row] if str(action) in made]

@@ -14,7 +14,7 @@ from whale_tf.ir.graph import ALIAS_OPS, Node, Ref
 from whale_tf.ir.sharding import SUMS, WHOLE, Partial, Split
 from whale_tf.plan.roles import variable_of
 from whale_tf.rewrite.check_calls import Calls, Part
-from whale_tf.rewrite.check_sums import ADDED, FOLDED, JOINED, Sum, Term, differences
+from whale_tf.rewrite.check_sums import ADDED, FOLDED, JOINED, Sum, Term, differences, differences_of_members
 
 # What brings a boundary value into the main graph, and the attribute that says which.
 _BOUNDARY: Mapping[str, tuple[str, str]] = MappingProxyType(
@@ -156,7 +156,12 @@ class Correspondence:
                 terms.append(item)
             else:
                 yield item
-        yield from differences(title, terms, dict.fromkeys(self.calls.parts, 1.0), times=self.between)
+        expected, stage = dict.fromkeys(self.calls.parts, 1.0), self.plan.stage_of.get(source.node, 0)
+        if marker.name in self.step.sums_lie:
+            members = len(self.plan.layout.mesh_of(0, stage))
+            yield from differences_of_members(title, terms, expected, members, times=self.between)
+        else:
+            yield from differences(title, terms, expected, times=self.between)
         if joined and marker.attrs.get("partner"):
             self.orders[marker.name] = [term.part for term in terms]
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from whale_tf.ir.graph import ALIAS_OPS, BOUNDARY_OPS, DType, Graph, Node, Ref, Shape, TensorType
+from whale_tf.ir.sharding import State
 from whale_tf.plan.roles import Roles
 from whale_tf.plan.states import FREE
 
@@ -43,6 +44,9 @@ class Source(NamedTuple):
       draw: the micro-batch's number among all of the step, for random draws.
       first: the number of the micro-batch's first example in the global batch.
       seed: what this step draws for one stateful random op (`name`).
+      piece: the member's piece of a step's value (`ref`), which is cut as `name` says.
+      place: who the member is, as collectives take it: communicator, member, number of the call.
+      member: its number in the mesh.
     """
 
     kind: str
@@ -60,6 +64,8 @@ class StageFunction:
       arguments: where they come from.
       results: tensors of the step that others need.
       sums: the markers whose sums it adds to.
+      whole: of what a member of a mesh runs, the function that all members run together.
+      lies: of that, the states of results and sums that are not whole, by their index among what it gives.
     """
 
     key: Key
@@ -67,6 +73,8 @@ class StageFunction:
     arguments: tuple[Source, ...]
     results: tuple[Ref, ...]
     sums: tuple[str, ...]
+    whole: StageFunction | None = None
+    lies: Mapping[int, State] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -50,16 +50,22 @@ STRIDE = 1_000_003
 INT32, INT64, UINT64 = DType("int32"), DType("int64"), DType("uint64")
 
 
-def fold_random(function: StageFunction, states: States) -> StageFunction:
-    """A stage function, at its size, whose random operations draw for their part; itself if it has none."""
-    drawn = [node for node in function.graph if _draws(node, states)]
+def fold_random(function: StageFunction, states: States, *, alike: bool = False) -> StageFunction:
+    """A stage function, at its size, whose random operations draw for their part; itself if it has none.
+
+    Args:
+      alike: whether several devices run it and must draw the same.
+    """
+    drawn = [node for node in function.graph if _draws(node, states, alike)]
     if not drawn:
         return function
-    return _Folding(function, states).run()
+    return _Folding(function, states, frozenset(node.name for node in drawn)).run()
 
 
-def _draws(node: Node, states: States) -> bool:
-    """Whether each part draws it for itself."""
+def _draws(node: Node, states: States, alike: bool) -> bool:
+    """Whether each part draws it for itself, or several devices have to draw it alike."""
+    if alike and node.op in STATELESS:
+        return True
     of_part = states.level.get(node.name, -1) >= 0 and bool(node.outputs)
     cut = of_part and isinstance(states.known[Ref(node.name)].value.state, Split)
     return cut and (node.op in STATELESS or (node.op.startswith("Stateless") and _takes_shape(node)))
@@ -75,12 +81,13 @@ class _Folding:
 
     function: StageFunction
     states: States
+    drawn: frozenset[str]
     nodes: dict[str, Node] = field(default_factory=dict)
 
     def run(self) -> StageFunction:
         self.arguments = list(self.function.arguments)
         for node in self.function.graph:
-            if not _draws(node, self.states):
+            if node.name not in self.drawn:
                 self.nodes[node.name] = node
             elif node.op in STATELESS:
                 self._numbered(node)

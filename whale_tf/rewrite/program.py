@@ -5,6 +5,7 @@ The nodes of the main graph carry the device they run on. Besides TensorFlow's o
 | op          | inputs | meaning                                                                              |
 |-------------|--------|--------------------------------------------------------------------------------------|
 | `Call`      | values | one action: runs function `function`; `action`, `replica`, `phase`                   |
+| `Place`     |        | who `member` of the devices `mesh` is in its collectives, and their `number`         |
 | `Send`      | value  | to device `to` under `key`                                                           |
 | `Recv`      |        | what device `source` sent under `key`                                                |
 | `AllReduce` | values | `scale` times the `reduction` over the processes `ranks`, which call it by `label`   |
@@ -28,6 +29,7 @@ from whale_tf.rewrite.cut import StageFunction
 
 BETWEEN_GROUPS = frozenset({"AllReduce", "AllGather", "Broadcast"})
 COLLECTIVES = BETWEEN_GROUPS | {"Reduce"}
+OF_MEMBERS = frozenset({"AllReduce", "AllGather", "AllToAll", "ReduceScatter"})  # in stage functions, of a mesh
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from whale_tf.ir.graph import ALIAS_OPS, BOUNDARY_OPS, Graph, Node, Ref
+from whale_tf.ir.sharding import State
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.residency import copyable
 from whale_tf.plan.roles import Roles
@@ -50,6 +51,16 @@ class StepProgram:
             self.name_of(function.key, size): function
             for size, variant in self.variants.items()
             for function in variant.values()
+        }
+
+    @cached_property
+    def sums_lie(self) -> dict[str, State]:
+        """How gradients' sums lie over the members of their stage, by marker; one that is not listed is whole."""
+        return {
+            marker: function.lies[index]
+            for function in self.functions.values()
+            for index, marker in enumerate(function.sums, len(function.results))
+            if index in function.lies
         }
 
     @cached_property

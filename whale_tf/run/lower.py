@@ -18,7 +18,7 @@ from whale_tf.ir.functions import NOT_INLINED, called
 from whale_tf.ir.graph import ALIAS_OPS, DType, Function, Graph, Node, Ref, Shape, TensorType
 from whale_tf.ir.names import Names
 from whale_tf.rewrite.check_transfers import meeting_of, meetings
-from whale_tf.rewrite.program import BETWEEN_GROUPS, COLLECTIVES, Program
+from whale_tf.rewrite.program import BETWEEN_GROUPS, COLLECTIVES, OF_MEMBERS, Program
 from whale_tf.run.attributes import enum_of, set_attr, set_attrs, set_shape
 from whale_tf.run.collectives import Expansion, Group
 from whale_tf.run.communicator import NOT_NUMBERED, make_communicator
@@ -73,7 +73,7 @@ def lower(
     bodies = [_called_function(renamed[name], graph, renamed) for name, graph in needed.items()]
     attrs = {} if program.inline else NOT_INLINED
     for name, function in program.functions.items():
-        bodies.append(_stage_function(_named(prefix, name), function.graph, renamed, attrs))
+        bodies.append(_stage_function(_named(prefix, name), function.graph, renamed, attrs, f"{label}, {name}"))
     return _Main(program, prefix, renamed, label, instances).lower(bodies)
 
 
@@ -95,14 +95,17 @@ def _named(prefix: str, name: str) -> str:
 
 
 def _stage_function(
-    name: str, graph: Graph, renamed: Mapping[str, str], attrs: Mapping[str, Any]
+    name: str, graph: Graph, renamed: Mapping[str, str], attrs: Mapping[str, Any], label: str
 ) -> function_pb2.FunctionDef:
     """A function whose Argument nodes, by index, are its arguments; what takes a resource runs on the host."""
     writer = _Writer(name, renamed)
     arguments = _add_arguments(writer, graph)
     handles = {node.name for node in arguments if node.outputs[0].dtype == "resource"}
     for node in graph:
-        if node.op != "Argument":
+        if node.op in OF_MEMBERS:
+            labelled = {**node.attrs, "label": f"{label}, {node.name}".encode()}
+            writer.node(node, "", op=f"Whale{node.op}", attrs=labelled)
+        elif node.op != "Argument":
             host = any(ref.node in handles for ref in node.inputs)
             writer.node(node, HOST if host else "")
     return writer.finish(graph, attrs)
@@ -232,10 +235,14 @@ class _Main:
         proto = writer.finish(main, {})
         for node in main:
             # Others wait for these, whether or not something is done with them here.
-            if node.op in COLLECTIVES | {"Send"}:
+            if node.op in COLLECTIVES | {"Send"} or self._meets_others(node):
                 writer.control(node.name)
         indices = [tuple(node.attrs["index"] for node in nodes) for nodes in (taken, outside)]
         return Lowered(proto, tuple(bodies), indices[0], indices[1], tuple(variables), self.config, self.groups)
+
+    def _meets_others(self, node: Node) -> bool:
+        """Whether a call is that of a member of a mesh."""
+        return node.op == "Call" and self.program.functions[node.attrs["function"].decode()].whole is not None
 
     def _node(self, node: Node) -> None:
         device = self.program.devices[node.device]
@@ -258,6 +265,8 @@ class _Main:
             self.writer.node(node, device, op=f"Whale{node.op}", attrs=attrs, extra=[place])
         elif node.op == "Reduce":
             self._collective(node, device)
+        elif node.op == "Place":
+            self.writer.node(node, device, op="Const", attrs={"dtype": DType("int64"), "value": self._member(node)})
         elif node.op == "Read":
             attrs = {"dtype": node.outputs[0].dtype}
             self.writer.node(node, device, op="ReadVariableOp", attrs=attrs, extra=[self._handle(node)])
@@ -304,6 +313,14 @@ class _Main:
             kind = node.outputs[0]
             attrs = {"dtype": kind.dtype, "shape": kind.shape, "label": label}
             self.writer.node(node, device, op="WhaleReceive", attrs=attrs, extra=extra)
+
+    def _member(self, node: Node) -> tuple[int, ...]:
+        """The place of a mesh's member: among processes, or in the memory of this one."""
+        mesh, processes = node.attrs["mesh"], self.program.processes
+        owners = [processes[device] if processes else 0 for device in mesh]
+        apart = len({*owners}) > 1
+        members = make_communicator(owners) if apart else make_communicator(range(len(mesh)), f"mesh {mesh}")
+        return members.handle, node.attrs["member"], node.attrs["number"]
 
     def _place(self, ranks: Sequence[int] | None, device: str) -> str:
         """This process among `ranks`, or all, as an operation takes it; labels tell its calls apart, not numbers."""

@@ -1,0 +1,156 @@
+"""What the split scopes of a step cut: for each stage and size of micro-batch the wishes that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from whale_tf.annotate.subgroup import Opened
+from whale_tf.errors import Line, PlanError
+from whale_tf.ir.graph import BOUNDARY_OPS, Graph, Node, Ref
+from whale_tf.ir.sharding import Split
+from whale_tf.ir.sizes import Sizes
+from whale_tf.plan.plan import Plan
+from whale_tf.plan.request import Request
+from whale_tf.plan.roles import Roles
+from whale_tf.plan.shard import PASSING, Propagation, parameter_of, products
+
+
+@dataclass(frozen=True)
+class StageMesh:
+    """What is known of a stage that is cut over a mesh.
+
+    Attributes:
+      members: how many there are.
+      wishes: how the tensors of the step are to be cut, at one size of micro-batch.
+      parameters: tensors of the step that are a variable, or made of one.
+      gradients: tensors of the step that become a gradient.
+      inner: tensors that only functions of the same stage take.
+    """
+
+    members: int
+    wishes: Mapping[Ref, Split]
+    parameters: frozenset[Ref]
+    gradients: frozenset[Ref]
+    inner: frozenset[Ref]
+
+
+@dataclass(frozen=True)
+class Cutting:
+    """What the stages of a step are cut by.
+
+    Attributes:
+      graph: the step, with its changes of state.
+      sizes: what planning knows of its operands.
+      request: the scopes.
+      line_of: the user's line of an operation.
+    """
+
+    graph: Graph
+    roles: Roles
+    plan: Plan
+    sizes: Sizes
+    request: Request
+    line_of: Callable[[str], Line]
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The stages that have several members."""
+        layout = self.plan.layout
+        return tuple(stage for stage in range(len(layout.stages)) if len(layout.mesh_of(0, stage)) > 1)
+
+
+def mesh_of_stage(
+    cutting: Cutting, graph: Graph, stage: int, inner: frozenset[Ref], becoming: frozenset[Ref]
+) -> StageMesh:
+    """What a stage's mesh cuts at one size of micro-batch.
+
+    Args:
+      graph: the step with the shapes of that size.
+      inner: see inner_tensors.
+      becoming: the tensors that become a gradient.
+    Raises:
+      PlanError: what a scope cuts first cannot be cut.
+    """
+    layout, plan = cutting.plan.layout, cutting.plan
+    own = {name for name, where in plan.stage_of.items() if where == stage}
+    once = {node.name for node in graph if not cutting.roles.per_micro_batch(node.name)}
+    propagation = Propagation(
+        graph, frozenset(own | once), len(layout.mesh_of(0, stage)), lambda ref: cutting.sizes.values.get(ref)
+    )
+    for scope in cutting.request.splits:
+        if cutting.request.stage_of_scope.get(scope.key, 0) == stage:
+            nodes = [node for node in graph if node.scope == scope.key and node.name not in cutting.roles.backward]
+            _annotate(propagation, scope, nodes, cutting.line_of)
+    parameters = frozenset(
+        Ref(node.name) for node in graph if node.op in PASSING | BOUNDARY_OPS and parameter_of(graph, Ref(node.name))
+    )
+    return StageMesh(propagation.members, propagation.wishes, parameters, becoming, inner)
+
+
+def _annotate(propagation: Propagation, scope: Opened, nodes: Sequence[Node], line_of: Callable[[str], Line]) -> None:
+    """Cuts the products of a scope in their order, each with what follows from it."""
+    first = True
+    for node, position, letters in products(propagation, nodes):
+        parameter = node.inputs[position]
+        if parameter in propagation.wishes:
+            first = False
+            continue
+        rule = propagation.rule(node)
+        assert rule is not None  # products gives those with a rule
+        name = rule.rule.inputs[position]
+        dims = [name.index(letter) for letter in letters] if scope.dim is None else _said(scope, name)
+        cuts = [Split(dim) for dim in dims if propagation.divides(parameter, Split(dim))]
+        if cuts:
+            propagation.wish(parameter, cuts[0])
+        elif first:
+            raise _undivided(propagation, scope, node, parameter, dims, line_of)
+        first = False
+
+
+def _said(scope: Opened, name: str) -> list[int]:
+    assert scope.dim is not None
+    return [scope.dim % len(name)] if -len(name) <= scope.dim < len(name) else []
+
+
+def _undivided(
+    propagation: Propagation,
+    scope: Opened,
+    node: Node,
+    parameter: Ref,
+    dims: Sequence[int],
+    line_of: Callable[[str], Line],
+) -> PlanError:
+    shape, members = propagation.graph.type_of(parameter).shape, propagation.members
+    variable = parameter_of(propagation.graph, parameter)
+    if not dims:
+        details, divisors = [f"'{variable}' {shape} has {len(shape)} dims"], set[int]()
+    else:
+        details = [f"dim {dim} of '{variable}' {shape} has size {shape[dim]}" for dim in dims]
+        sizes = [shape.sizes[dim] for dim in dims]
+        divisors = {each for size in sizes for each in range(2, size + 1) if size % each == 0}
+    near = sorted(divisors, key=lambda each: abs(each - members))[:3]
+    way_out = f"Cut it over {' or '.join(map(str, sorted(near)))} devices, or pad the dim to a multiple of {members}."
+    return PlanError(
+        f"cannot split '{node.name}' {members} ways",
+        details=details,
+        at=[line_of(node.name)],
+        scope=[str(scope)],
+        way_out=way_out if near else "Name a dim of the parameter, or leave dim= out.",
+    )
+
+
+def inner_tensors(cutting: Cutting) -> frozenset[Ref]:
+    """Tensors of micro-batches that only functions of their own stage take."""
+    graph, stage_of, roles = cutting.graph, cutting.plan.stage_of, cutting.roles
+    leaving = {*graph.outputs, *(Ref(name) for name in graph.effects)}
+    for node in graph:
+        here = stage_of.get(node.name) if roles.per_micro_batch(node.name) and node.name not in roles.markers else None
+        leaving.update(ref for ref in node.inputs if here is None or stage_of.get(ref.node) != here)
+    return frozenset(
+        Ref(name, index)
+        for name in stage_of
+        if name in graph
+        for index in range(len(graph[name].outputs))
+        if Ref(name, index) not in leaving
+    )
