@@ -125,8 +125,8 @@ def test_stages_on_equal_virtual_devices_share_rows() -> None:
             "a stage on several devices has no split() inside, which says what is cut.\n"
             "  stage(2) asks for 2\n"
             "  in stage(2) opened at train.py:2\n"
-            "  Open it as `with whale.stage(devices=2), whale.split():`, or give it one device and put replica() around "
-            "the stages to use more.",
+            "  Open it as `with whale.stage(devices=2), whale.split():`, or give it one device and put replica() "
+            "around the stages to use more.",
         ),
         (
             4,

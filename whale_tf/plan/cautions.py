@@ -1,11 +1,14 @@
-"""What a user is warned of: what each part has of its own because it was accepted, and devices that nothing uses."""
+"""What a user is warned of: what each part has of its own by consent, idle devices, and operations that are not cut."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
 from whale_tf.errors import Line
+from whale_tf.ir.graph import Graph
+from whale_tf.plan.cost import tensor_bytes
 from whale_tf.plan.layout import Layout
+from whale_tf.plan.plan import Plan
 from whale_tf.plan.request import Request
 from whale_tf.plan.strategy import Strategy
 
@@ -37,3 +40,16 @@ def caution_idle(layout: Layout, request: Request, given: Strategy, advice: str,
             step,
             f"{len(idle)} devices are left idle ({', '.join(idle)}): put replica() around the stages to use them",
         )
+
+
+def caution_gathered(plan: Plan, graph: Graph, line: Callable[[str], Line]) -> Iterator[Caution]:
+    """Of operations that take whole what is cut before them."""
+    for mesh in plan.meshes:
+        for name in mesh.gathered[:1]:
+            more = f", and {len(mesh.gathered) - 1} other operations" if len(mesh.gathered) > 1 else ""
+            size = sum(map(tensor_bytes, graph[name].outputs))
+            yield (
+                line(name),
+                f"{graph[name].op} '{name}'{more} cannot be cut over {mesh.members} devices and takes whole what "
+                f"split() cuts: each device computes all {size:,} bytes of it. print(step.plan) shows what is sent",
+            )

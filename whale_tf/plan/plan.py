@@ -15,9 +15,10 @@ from rich.console import RenderableType
 from whale_tf._protos import plan_pb2
 from whale_tf.errors import PlanError
 from whale_tf.ir.graph import Ref
-from whale_tf.ir.sharding import Value
+from whale_tf.ir.sharding import WHOLE, Value
 from whale_tf.plan.grid import Grid
 from whale_tf.plan.layout import HOST_SEAT, Layout
+from whale_tf.plan.mesh_use import MeshUse
 from whale_tf.plan.residency import VariableLayout
 from whale_tf.plan.stage_cost import StageCost
 from whale_tf.plan.table import draw_plan, print_plan
@@ -45,6 +46,8 @@ class Plan:
       collective: the buckets, by index, that the devices of a process reduce by a collective; the others are
         sent to the owner, which adds them.
       values: the states of the step's tensors over the parts of the batch; one that is not listed is whole.
+      meshes: of the stages that are cut over several devices, what that comes to.
+      lies: the states of tensors over the devices of their stage; one that is not listed is whole.
     Raises:
       PlanError: the fields contradict each other.
     """
@@ -64,6 +67,8 @@ class Plan:
     buckets: tuple[tuple[str, ...], ...] = ()
     collective: tuple[int, ...] = ()
     values: Mapping[Ref, Value] = dataclasses.field(default_factory=dict)
+    meshes: tuple[MeshUse, ...] = ()
+    lies: Mapping[Ref, Value] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         wrong = list(self._contradictions())
@@ -195,9 +200,14 @@ class Plan:
         return hashlib.sha256(self.to_proto().SerializeToString(deterministic=True)).hexdigest()
 
     def states(self, pattern: str = "") -> dict[str, str]:
-        """The states over the parts of the batch of the tensors whose names a regular expression is found in."""
+        """The states of the tensors whose names a regular expression is found in, but of those that are whole.
+
+        Over the parts of the batch; and behind `mesh:` over the devices of a stage that is cut.
+        """
         found = re.compile(pattern)
-        return {str(ref): str(value) for ref, value in self.values.items() if found.search(str(ref))}
+        states = {ref: str(value) for ref, value in self.values.items()}
+        states |= {ref: f"{states.get(ref, WHOLE)}, mesh: {value}" for ref, value in self.lies.items()}
+        return {str(ref): text for ref, text in states.items() if found.search(str(ref))}
 
     def __str__(self) -> str:
         return print_plan(self)
@@ -220,6 +230,8 @@ class Plan:
             home_of=self.home_of,
             merges=_values_message(self.merges),
             states=_values_message(self.values),
+            meshes=[mesh.to_proto() for mesh in self.meshes],
+            lies=_values_message(self.lies),
             stages=[plan_pb2.Stage(**dataclasses.asdict(stage)) for stage in self.stages],
             buckets=[
                 plan_pb2.Bucket(markers=markers, collective=index in self.collective)
@@ -252,6 +264,8 @@ class Plan:
             buckets=tuple(tuple(bucket.markers) for bucket in message.buckets),
             collective=tuple(index for index, bucket in enumerate(message.buckets) if bucket.collective),
             values=_values(message.states),
+            meshes=tuple(map(MeshUse.from_proto, message.meshes)),
+            lies=_values(message.lies),
         )
 
 

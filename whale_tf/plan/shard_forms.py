@@ -79,14 +79,12 @@ class Form:
       gives: those of the results.
       letter: the letter that is cut; empty if the operation is not cut.
       inside: whether the operation searches or sums up inside the letter.
-      lost: letters that were cut in an operand, and are not here.
     """
 
     takes: tuple[State, ...]
     gives: tuple[State, ...]
     letter: str = ""
     inside: bool = False
-    lost: tuple[str, ...] = ()
 
 
 def form_of(operands: Operands) -> Form:
@@ -94,20 +92,13 @@ def form_of(operands: Operands) -> Form:
     node = operands.node
     if node.op in RESHAPES:
         return _reshaped(operands)
-    lost: list[str] = []
-    for letter, outer in _candidates(operands):
-        form = _cut(operands, letter, outer) if not lost else None
-        if form is not None:
-            rest = [each for each, _ in _candidates(operands) if each != letter]
-            return Form(form.takes, form.gives, letter, form.inside, tuple(dict.fromkeys(rest)))
-        lost.append(letter)
-    return _partial(operands) or _whole(operands, lost)
+    cuts = (_cut(operands, letter, outer) for letter, outer in _candidates(operands))
+    found = next((form for form in cuts if form is not None), None)
+    return found or _partial(operands) or _whole(operands)
 
 
-def _whole(operands: Operands, lost: Sequence[str] = ()) -> Form:
-    gives: tuple[State, ...] = (WHOLE,) * len(operands.node.outputs)
-    cut = [str(state) for state in operands.given if isinstance(state, Split)]
-    return Form((WHOLE,) * len(operands.given), gives, lost=tuple(dict.fromkeys([*lost, *cut])))
+def _whole(operands: Operands) -> Form:
+    return Form((WHOLE,) * len(operands.given), (WHOLE,) * len(operands.node.outputs))
 
 
 def _reshaped(operands: Operands) -> Form:

@@ -49,6 +49,9 @@ def draw_plan(plan: Plan) -> RenderableType:
     parts += [Text(_NOTE, style="dim"), ""]
     if plan.layout.idle:
         parts += [Text(f"idle: {', '.join(map(plan.layout.label, plan.layout.idle))}", style="yellow"), ""]
+    if plan.meshes:
+        lines = (line for mesh in plan.meshes for line in mesh.lines(plan.layout.stages[mesh.stage]))
+        parts += [Text("\n".join(lines)), ""]
     if plan.values:
         parts += [Text(_states(plan)), ""]
     return Group(*parts, _schedule(plan))

@@ -31,12 +31,14 @@ class MemberGraph:
       members: how many there are.
       arguments: where the function's arguments come from; added to.
       moved: its collectives; added to.
+      wanting: the operation that is being written.
     """
 
     members: int
     arguments: list[Source]
     nodes: dict[str, Node] = field(default_factory=dict)
     moved: list[Moved] = field(default_factory=list)
+    wanting: str = ""
     names: Names = field(default_factory=Names)
     known: dict[object, Ref] = field(default_factory=dict)
 
@@ -169,7 +171,7 @@ class MemberGraph:
         """One call of all members with a tensor each."""
         kind = self.type_of(ref)
         result = TensorType(kind.dtype, Shape(shape))
-        self.moved.append(Moved(op, tensor_bytes(kind), name))
+        self.moved.append(Moved(op, tensor_bytes(kind), self.wanting))
         given = {"T": kind.dtype, "N": 1, **attrs}
         return self.add(f"{name}/{op}", op, [self.place, ref], [result], stateful=True, **given)
 

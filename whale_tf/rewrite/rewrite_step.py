@@ -69,7 +69,7 @@ def rewrite_step(
         dump(f"cut-{key}", function.graph, after="cut")
     variants, calls = _at_sizes(functions, states, resharded, plan, passes)
     cutting = Cutting(graph, roles, plan, states.sizes, known.request, known.line_of)
-    members, _ = passes.run(
+    members, plan = passes.run(
         "shard", shard_stages, variants, cutting, lambda size: at_size(graph, states, resharded.made_of, size)
     )
     for size, variant in members.items():

@@ -55,12 +55,14 @@ class Sharded:
     Attributes:
       function: it has the arguments of the whole one, and then the member's place and number where it needs them.
       moved: its collectives.
-      lost: (operation, letters) where something that was cut is taken whole or cut otherwise.
+      gathered: operations that cannot be cut, and take whole what was cut.
+      states: how the step's tensors lie that it makes.
     """
 
     function: StageFunction
     moved: tuple[Moved, ...]
-    lost: tuple[tuple[str, tuple[str, ...]], ...]
+    gathered: tuple[str, ...]
+    states: Mapping[Ref, State]
 
 
 def shard(function: StageFunction, sizes: Sizes, mesh: StageMesh, agreed: Agreed) -> Sharded:
@@ -85,8 +87,9 @@ class _Sharding:
         self.state: dict[Ref, State] = {}
         self.at: dict[Ref, Ref] = {}
         self.brought: dict[tuple[Ref, State], Ref] = {}
-        self.lost: list[tuple[str, tuple[str, ...]]] = []
+        self.gathered: list[str] = []
         self.uses: dict[Ref, int] = {}
+        self.arguments: set[str] = set()
 
     def run(self) -> Sharded:
         function, graph = self.whole, self.whole.graph
@@ -107,9 +110,10 @@ class _Sharding:
         outputs = [self._given(ref, state) for ref, state in zip(graph.outputs, lies, strict=True)]
         cut = {index: state for index, state in enumerate(lies) if state != WHOLE}
         together = [node.name for node in self.graph.nodes.values() if node.op in OF_MEMBERS]
-        made = graph.of(_in_order(self.graph.nodes), outputs, [*graph.effects, *together])
-        member = replace(function, graph=made, arguments=tuple(self.graph.arguments), whole=function, lies=cut)
-        return Sharded(member, tuple(self.graph.moved), tuple(self.lost))
+        member_graph = graph.of(_in_order(self.graph.nodes), outputs, [*graph.effects, *together])
+        member = replace(function, graph=member_graph, arguments=tuple(self.graph.arguments), whole=function, lies=cut)
+        made = {ref: state for ref, state in self.state.items() if ref.node not in self.arguments}
+        return Sharded(member, tuple(self.graph.moved), tuple(self.gathered), made)
 
     # What it takes
 
@@ -128,6 +132,7 @@ class _Sharding:
         kind = local_type(node.outputs[0], state, self.mesh.members)
         self.graph.keep(node.with_(outputs=(kind,)))
         self.at[ref], self.state[ref] = ref, state
+        self.arguments.add(node.name)
 
     # What it does
 
@@ -140,9 +145,10 @@ class _Sharding:
             )
 
     def _operation(self, node: Node) -> None:
-        form = form_of(self._operands(node))
-        if form.lost:
-            self.lost.append((node.name, form.lost))
+        operands = self._operands(node)
+        form = form_of(operands)
+        if not form.letter and any(isinstance(state, Split) for state in operands.given):
+            self.gathered.append(node.name)
         inputs = [self._taken(ref, state, node) for ref, state in zip(node.inputs, form.takes, strict=True)]
         refs = [Ref(node.name, index) for index in range(len(node.outputs))]
         made = self._made(node, form, inputs)
@@ -179,10 +185,8 @@ class _Sharding:
         return ref in self.mesh.parameters
 
     def _taken(self, ref: Ref, state: State, node: Node) -> Ref:
-        if (ref, state) not in self.brought:
-            kind, have = self.whole.graph.type_of(ref), self.state[ref]
-            self.brought[ref, state] = bring(self.graph, f"{node.name}/{ref.node}", self.at[ref], kind, have, state)
-        return self.brought[ref, state]
+        self.graph.wanting = node.name
+        return self._given(ref, state)
 
     def _made(self, node: Node, form: Form, inputs: list[Ref]) -> list[Ref]:
         if form.inside:
@@ -215,8 +219,9 @@ class _Sharding:
     # What it gives
 
     def _leaves_as(self, ref: Ref, wanted: Ref) -> State:
-        if wanted not in self.mesh.inner:
-            return WHOLE
+        """Sums are put together where they are made: who takes them later need not do it again."""
+        if wanted not in self.mesh.inner or isinstance(self.state[ref], Partial):
+            return self.agreed.passed.setdefault(wanted, WHOLE)
         return self.agreed.passed.setdefault(wanted, self.state[ref])
 
     def _sums_as(self, ref: Ref, marker: str) -> State:
@@ -226,8 +231,10 @@ class _Sharding:
         return self.agreed.sums.setdefault(marker, state)
 
     def _given(self, ref: Ref, state: State) -> Ref:
-        kind = self.whole.graph.type_of(ref)
-        return bring(self.graph, f"{ref.node}/given", self.at[ref], kind, self.state[ref], state)
+        if (ref, state) not in self.brought:
+            kind, have = self.whole.graph.type_of(ref), self.state[ref]
+            self.brought[ref, state] = bring(self.graph, f"{ref.node}/given", self.at[ref], kind, have, state)
+        return self.brought[ref, state]
 
 
 def _can_be_cut(kind: TensorType, split: Split, members: int) -> bool:

@@ -6,9 +6,14 @@ What functions of one stage hand on to each other stays as it lies; all else tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from whale_tf.ir.graph import Graph
+from whale_tf.ir.sharding import WHOLE, Value
+from whale_tf.plan.mesh_use import Exchange, MeshUse
+from whale_tf.plan.plan import Plan
+from whale_tf.plan.shard import parameter_of
 from whale_tf.plan.shard_forms import becomes_gradient
 from whale_tf.plan.shard_stage import Cutting, inner_tensors, mesh_of_stage
 from whale_tf.rewrite.cut import Key, StageFunction
@@ -18,8 +23,8 @@ from whale_tf.rewrite.step_program import Functions
 
 def shard_stages(
     variants: Mapping[int, Functions], cutting: Cutting, at_size: Callable[[int], Graph]
-) -> tuple[dict[int, dict[Key, StageFunction]], dict[Key, Sharded]]:
-    """The functions of all sizes, of the stages that are cut those of a member; and what is known of the largest's.
+) -> tuple[dict[int, dict[Key, StageFunction]], Plan]:
+    """The functions of all sizes, of the stages that are cut those of a member; and the plan with what that comes to.
 
     Args:
       at_size: the step with the shapes of a size of micro-batch.
@@ -29,7 +34,7 @@ def shard_stages(
     found: dict[int, dict[Key, StageFunction]] = {size: {**functions} for size, functions in variants.items()}
     largest: dict[Key, Sharded] = {}
     if not cutting.stages:
-        return found, largest
+        return found, cutting.plan
     inner, becoming = inner_tensors(cutting), becomes_gradient(cutting.graph, cutting.roles.markers)
     for stage in cutting.stages:
         sums = Agreed().sums
@@ -39,10 +44,45 @@ def shard_stages(
             for key in sorted((key for key in variants[size] if key.stage == stage), key=_first_to_last):
                 made = shard(variants[size][key], cutting.sizes, mesh, agreed)
                 found[size][key] = made.function
-                largest.setdefault(key, made)
-    return found, largest
+                if size == max(variants) and not (key.first and key._replace(first=False) in variants[size]):
+                    largest[key] = made
+    meshes = tuple(
+        _use(cutting, stage, [each for key, each in largest.items() if key.stage == stage]) for stage in cutting.stages
+    )
+    states = {
+        ref: state for each in largest.values() for ref, state in each.states.items() if ref.node in cutting.graph
+    }
+    lies = {ref: Value(state) for ref, state in states.items() if state != WHOLE}
+    return found, replace(cutting.plan, meshes=meshes, lies=lies)
 
 
 def _first_to_last(key: Key) -> tuple[int, int, bool]:
     """Functions after those that they take from, and what says how a sum lies before what adds to it."""
     return key.phase, "FBIW".index(key.kind), not key.first
+
+
+def _use(cutting: Cutting, stage: int, functions: Sequence[Sharded]) -> MeshUse:
+    """What cutting a stage comes to, by the functions of its largest micro-batch."""
+    graph, scopes = cutting.graph, {scope.key: str(scope) for scope in cutting.request.splits}
+    said: dict[tuple[str, bool, str], list[int]] = {}
+    for function in functions:
+        for moved in function.moved:
+            backward = function.function.key.kind != "F"
+            said.setdefault((scopes.get(_scope_of(graph, moved.node), ""), backward, moved.op), []).append(moved.bytes)
+    parameters = {
+        parameter_of(graph, source.ref) or str(source.ref): source.name
+        for function in functions
+        for source in function.function.arguments
+        if source.kind == "piece"
+    }
+    exchanges = tuple(Exchange(*which, len(sizes), sum(sizes)) for which, sizes in said.items())
+    gathered = tuple(dict.fromkeys(name for each in functions for name in each.gathered if name in graph))
+    return MeshUse(stage, len(cutting.plan.layout.mesh_of(0, stage)), parameters, exchanges, gathered)
+
+
+def _scope_of(graph: Graph, name: str) -> str:
+    """The scope of an operation; of a backward one that of its forward twin."""
+    node = graph.nodes.get(name)
+    if node is not None and not node.scope and node.twin in graph:
+        node = graph[node.twin]
+    return node.scope if node is not None else ""
