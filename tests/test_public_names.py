@@ -65,7 +65,12 @@ def test_every_public_name_is_there() -> None:
         assert found[name] is getattr(whale_tf, name), name
         assert name in dir(whale_tf)
     assert whale_tf.ops.__name__ == "whale_tf.run.ops"
-    assert whale_tf.errors.PlanError is whale_tf.PlanError
+
+
+def test_the_kinds_of_error_are_in_errors() -> None:
+    kinds = {kind for kind in vars(whale_tf.errors).values() if isinstance(kind, type) and issubclass(kind, Exception)}
+    assert {kind.__name__ for kind in kinds if hasattr(whale_tf, kind.__name__)} == {"WhaleError"}
+    assert all(issubclass(kind, whale_tf.WhaleError) for kind in kinds)
 
 
 def test_a_name_that_is_not_there_is_refused() -> None:

@@ -16,19 +16,9 @@ What needs TensorFlow is imported when it is first asked for (PEP 562): the comm
 import pkgutil
 from typing import TYPE_CHECKING, Any
 
+from whale_tf import errors
 from whale_tf.annotate.cluster import Cluster, Device, Link, VirtualDevice
-from whale_tf.errors import (
-    BatchError,
-    CaptureError,
-    DeviceError,
-    InternalError,
-    PlanError,
-    RunError,
-    ScheduleError,
-    ScopeError,
-    VariableError,
-    WhaleError,
-)
+from whale_tf.errors import WhaleError
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.strategy import Strategy
 
@@ -42,24 +32,16 @@ if TYPE_CHECKING:
     from whale_tf.start import init
 
 __all__ = [
-    "BatchError",
-    "CaptureError",
     "Cluster",
     "Device",
-    "DeviceError",
-    "InternalError",
     "Link",
     "Plan",
-    "PlanError",
-    "RunError",
-    "ScheduleError",
-    "ScopeError",
     "Step",
     "Strategy",
-    "VariableError",
     "VirtualDevice",
     "WhaleError",
     "annotate",
+    "errors",
     "function",
     "init",
     "ops",

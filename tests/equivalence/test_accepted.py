@@ -137,14 +137,14 @@ def acceptable(loss_of: Loss, x: Any, y: Any) -> tuple[str, ...]:
     return () if found is None else tuple(re.findall(r"'([^']+)'", found[1]))
 
 
-def refusal(loss_of: Loss, x: Any, y: Any) -> whale.PlanError:
+def refusal(loss_of: Loss, x: Any, y: Any) -> whale.errors.PlanError:
     """The error of a step that accepts nothing."""
-    with pytest.raises(whale.PlanError) as refused:
+    with pytest.raises(whale.errors.PlanError) as refused:
         trained(loss_of, whale.function(micro_batches=2), x, y)
     return refused.value
 
 
-def lines_of(error: whale.PlanError) -> list[str]:
+def lines_of(error: whale.errors.PlanError) -> list[str]:
     """The lines that an error tells, as `accept=` takes them."""
     return [str(line).split(" in ")[0] for line in error.at]
 
@@ -176,7 +176,7 @@ def test_what_a_part_alone_cannot_stand_for_is_not_accepted(loss_of: Loss) -> No
     kinds = [kind for detail in error.details for kind in re.findall(r"\((\w+)\):", detail)]
     assert kinds
     for accept in (kinds, lines_of(error)):
-        with pytest.raises(whale.PlanError, match="a gradient needs several parts of the batch at once"):
+        with pytest.raises(whale.errors.PlanError, match="a gradient needs several parts of the batch at once"):
             trained(loss_of, whale.function(micro_batches=2, accept=accept), x, y)
 
 

@@ -254,7 +254,7 @@ def test_the_batch_as_a_whole_is_kept_by_stages(case: Case) -> None:
 def test_python_code_is_refused() -> None:
     """What it makes of a batch cannot be known."""
     step, training = parallel(Case(python_in_the_step), PARTS)
-    with pytest.raises(whale.PlanError, match="in forward: "):
+    with pytest.raises(whale.errors.PlanError, match="in forward: "):
         step(*training.batches[0])
 
 

@@ -39,7 +39,7 @@ def test_devices_that_replicas_do_not_divide() -> None:
         f"  in replica() opened at {Source(test_devices_that_replicas_do_not_divide).opened('with whale.replica()')}\n"
         "  Write replica(2), which leaves 2 idle, or call whale.init(6)."
     )
-    check_refused(whale.DeviceError, message, lambda: step(batch(), 3), lambda: step(batch(), 4))
+    check_refused(whale.errors.DeviceError, message, lambda: step(batch(), 3), lambda: step(batch(), 4))
 
 
 @pytest.mark.parametrize(("there", "count"), [(8, 3), (2, None)])
@@ -68,7 +68,7 @@ def test_more_devices_than_there_are(there: int, count: int | None) -> None:
         )
         + " Or ask for fewer replicas or stages."
     )
-    check_refused(whale.DeviceError, message, lambda: step(batch(9), 3), lambda: step(batch(9), 2))
+    check_refused(whale.errors.DeviceError, message, lambda: step(batch(9), 3), lambda: step(batch(9), 2))
 
 
 def test_init_after_tensorflow_started_with_other_devices() -> None:
@@ -77,7 +77,7 @@ import tensorflow as tf, whale_tf as whale
 tf.constant(1) + 1
 try:
     whale.init(4)
-except whale.DeviceError as error:
+except whale.errors.DeviceError as error:
     print(error)
 whale.init()
 step = whale.function(lambda x: tf.reduce_sum(x), micro_batches=2)
@@ -111,7 +111,7 @@ def test_a_batch_without_examples(count: int) -> None:
         f"  in replica({count}) opened at {source.opened('with tf.GradientTape')}\n"
         "  Give one example or more: a batch with fewer examples than parts runs with fewer parts."
     )
-    check_refused(whale.BatchError, message, lambda: step(batch(0)), lambda: step(batch(1)), variables)
+    check_refused(whale.errors.BatchError, message, lambda: step(batch(0)), lambda: step(batch(1)), variables)
 
 
 def test_replicas_without_a_count_are_as_many_as_the_stages_leave_devices_for() -> None:
@@ -157,7 +157,7 @@ def test_inputs_that_cannot_be_cut(given: Any) -> None:
             f"  in replica(2) opened at {source.opened('with whale.replica')}\n"
             "  Pass the batch to the step as tensors or arrays."
         )
-    check_refused(whale.BatchError, message, lambda: step(x), lambda: step(batch(8)))
+    check_refused(whale.errors.BatchError, message, lambda: step(x), lambda: step(batch(8)))
 
 
 def test_inputs_of_different_batch_sizes() -> None:
@@ -175,7 +175,7 @@ def test_inputs_of_different_batch_sizes() -> None:
         'or name what is not a batch: whale.function(whole=("y",)).'
     )
     right = batch(8)
-    check_refused(whale.BatchError, message, lambda: step(right, batch(4)), lambda: step(right, right))
+    check_refused(whale.errors.BatchError, message, lambda: step(right, batch(4)), lambda: step(right, right))
 
 
 def test_inputs_of_different_batch_sizes_in_one_argument() -> None:
@@ -193,7 +193,7 @@ def test_inputs_of_different_batch_sizes_in_one_argument() -> None:
         "or pass what is not a batch as an argument of its own and name it: whale.function(whole=(name,))."
     )
     wrong, right = {"x": batch(8), "mask": batch(4)}, {"x": batch(8), "mask": batch(8)}
-    check_refused(whale.BatchError, message, lambda: step(wrong), lambda: step(right))
+    check_refused(whale.errors.BatchError, message, lambda: step(wrong), lambda: step(right))
 
 
 def test_a_step_that_is_another_program_at_another_size() -> None:
@@ -219,7 +219,7 @@ def test_a_step_that_is_another_program_at_another_size() -> None:
         "  Let no Python `if` or loop depend on the size of the batch (use tf.cond, tf.while_loop or "
         "operations over the batch), or use one replica and micro_batches=1."
     )
-    check_refused(whale.CaptureError, message, lambda: step(batch(7)), lambda: step(batch(1)), [seen])
+    check_refused(whale.errors.CaptureError, message, lambda: step(batch(7)), lambda: step(batch(1)), [seen])
 
 
 @pytest.mark.parametrize("converted", [True, False])
@@ -230,7 +230,7 @@ def test_a_fixed_batch_size_in_the_step(converted: bool) -> None:
 
     step = whale.function(reshaping if converted else tf.autograph.experimental.do_not_convert(reshaping))
     source = Source(test_a_fixed_batch_size_in_the_step)
-    with pytest.raises(whale.CaptureError) as refused:
+    with pytest.raises(whale.errors.CaptureError) as refused:
         step(batch(8), 8)
     rule, larger, smaller, why, line, way_out = str(refused.value).split("\n")
     assert rule == "the step can be traced for 8 examples, and not for 16 or 4."

@@ -83,7 +83,7 @@ def test_run_eagerly_the_step_simply_runs() -> None:
     finally:
         tf.config.run_functions_eagerly(False)
     check_close(values(variables), trained(tf.function, 1))
-    with pytest.raises(whale.PlanError, match="has no plan yet"):
+    with pytest.raises(whale.errors.PlanError, match="has no plan yet"):
         print(step.plan)
     step(batch())
     check_close(values(variables), trained(tf.function, 2))

@@ -144,7 +144,7 @@ def test_a_step_that_fails_while_others_wait_leaves_the_next_one_working(
         for _ in range(2):
             with pytest.raises(tf.errors.InvalidArgumentError, match="codes must be below 50") as failed:
                 bounded(lambda: step(x, fault))
-            assert isinstance(failed.value, whale.RunError)
+            assert isinstance(failed.value, whale.errors.RunError)
             assert f"replica {replicas - 1 if example else 0}" in str(failed.value)
         for old, new in zip(before, values(variables), strict=True):
             np.testing.assert_array_equal(new, old)
@@ -186,7 +186,7 @@ step(np.ones((4, 4), np.float32))
 context.context().abort_collective_ops(tf.errors.INTERNAL, "a link is broken")
 try:
     step(np.ones((4, 4), np.float32))
-except whale.RunError as error:
+except whale.errors.RunError as error:
     print(error)
 """
 

@@ -50,7 +50,7 @@ def test_more_bytes_are_gathered_than_is_allowed() -> None:
     )
     wrong = whale.function(micro_batches=2, gather_bytes=GATHERED - 1)(sorting(variables))
     right = whale.function(micro_batches=2, gather_bytes=GATHERED)(sorting(variables))
-    check_refused(whale.PlanError, message, lambda: wrong(batch()), lambda: right(batch()), variables)
+    check_refused(whale.errors.PlanError, message, lambda: wrong(batch()), lambda: right(batch()), variables)
 
 
 def test_as_many_bytes_are_gathered_as_are_allowed() -> None:
@@ -109,7 +109,7 @@ def test_what_couples_the_parts_is_refused_with_ways_out_that_work() -> None:
     )
     wrong = whale.function(micro_batches=2)(normalizing(variables))
     right = whale.function(micro_batches=2, coupling="exact")(normalizing(variables))
-    check_refused(whale.PlanError, message, lambda: wrong(batch()), lambda: right(batch()), variables)
+    check_refused(whale.errors.PlanError, message, lambda: wrong(batch()), lambda: right(batch()), variables)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_largest_number_is_not_accepted_of_each_part() -> None:
     )
     wrong = whale.function(micro_batches=2, accept="Max")(step)
     right = whale.function(step)
-    check_refused(whale.PlanError, message, lambda: wrong(batch()), lambda: right(batch()), variables)
+    check_refused(whale.errors.PlanError, message, lambda: wrong(batch()), lambda: right(batch()), variables)
 
 
 def test_what_is_accepted_has_to_be_there() -> None:
@@ -179,7 +179,7 @@ def test_what_is_accepted_has_to_be_there() -> None:
     )
     wrong = whale.function(micro_batches=2, accept=("Men", "Mean", "train.py:7"))(normalizing(variables))
     right = whale.function(micro_batches=2, coupling="exact")(normalizing(variables))
-    check_refused(whale.PlanError, message, lambda: wrong(batch()), lambda: right(batch()), variables)
+    check_refused(whale.errors.PlanError, message, lambda: wrong(batch()), lambda: right(batch()), variables)
 
 
 def test_what_is_accepted_without_need_has_to_be_there_too() -> None:
@@ -197,7 +197,7 @@ def test_what_is_accepted_without_need_has_to_be_there_too() -> None:
         "  Leave it out: here it would change nothing."
     )
     wrong, right = whale.function(micro_batches=2, accept="Max")(step), whale.function(micro_batches=2)(step)
-    check_refused(whale.PlanError, message, lambda: wrong(batch()), lambda: right(batch()), variables)
+    check_refused(whale.errors.PlanError, message, lambda: wrong(batch()), lambda: right(batch()), variables)
 
 
 def test_what_is_accepted_need_not_be_there_for_one_part_or_without_gradients() -> None:

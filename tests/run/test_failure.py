@@ -72,7 +72,7 @@ def test_what_a_inlined_call_took_or_gave_tells_its_call(parts: Parts) -> None:
 
 
 def told(step: Any, *args: Any) -> str:
-    with pytest.raises(whale.RunError) as failed:
+    with pytest.raises(whale.errors.RunError) as failed:
         step(*args)
     return failed.value.details[-1]
 

@@ -109,7 +109,9 @@ def test_a_variable_that_is_created_at_every_call() -> None:
         f"  at {Source(test_a_variable_that_is_created_at_every_call).at('factor = tf.Variable')}\n"
         "  Keep it: create it before the step, or only if it is not there yet (`if self.v is None:`)."
     )
-    check_refused(whale.VariableError, message, lambda: step(batch(), True), lambda: step(batch(), False), [outside])
+    check_refused(
+        whale.errors.VariableError, message, lambda: step(batch(), True), lambda: step(batch(), False), [outside]
+    )
 
 
 def test_a_variable_whose_first_value_is_computed_in_the_step() -> None:
@@ -131,7 +133,9 @@ def test_a_variable_whose_first_value_is_computed_in_the_step() -> None:
         f"  at {Source(test_a_variable_whose_first_value_is_computed_in_the_step).at('made.append')}\n"
         "  Give it a function that makes its first value, or create it before the step."
     )
-    check_refused(whale.VariableError, message, lambda: step(batch(), True), lambda: step(batch(), False), [outside])
+    check_refused(
+        whale.errors.VariableError, message, lambda: step(batch(), True), lambda: step(batch(), False), [outside]
+    )
 
 
 # Verification
@@ -167,8 +171,8 @@ def test_verify_first_refuses_a_step_that_is_not_that_of_one_device() -> None:
     )
     step = of_mean(weight, accept="Mean", verify_first=True)
     right = of_mean(weight, accept="Mean")
-    check_refused(whale.PlanError, message, lambda: step(x), lambda: right(x), [weight])
-    with pytest.raises(whale.PlanError, match="the first step is not that of one device"):
+    check_refused(whale.errors.PlanError, message, lambda: step(x), lambda: right(x), [weight])
+    with pytest.raises(whale.errors.PlanError, match="the first step is not that of one device"):
         step(x)  # as it was before: refused each time
 
 

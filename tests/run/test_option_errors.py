@@ -31,13 +31,13 @@ DEFINED = Source(mean_of).at("def mean_of", function="mean_of")
     [
         (
             {"schedule": "1f2b"},
-            whale.ScheduleError,
+            whale.errors.ScheduleError,
             "there is no schedule '1f2b'.\n"
             "  Did you mean '1f1b'? Use one of 'gpipe', '1f1b', 'interleaved', 'zero_bubble'.",
         ),
         (
             {"micro_batches": 0, "schedule": 3, "gather_bytes": -1},
-            whale.PlanError,
+            whale.errors.PlanError,
             "a strategy has values that cannot be.\n"
             "  micro_batches is 0, and must be a whole number from 1 on\n"
             "  schedule is 3, and must be a name or a grid\n"
@@ -48,7 +48,7 @@ DEFINED = Source(mean_of).at("def mean_of", function="mean_of")
         ),
         (
             {"micro_batches": 2.0, "schedule": "1f2b"},
-            whale.PlanError,
+            whale.errors.PlanError,
             "a strategy has values that cannot be.\n"
             "  micro_batches is 2.0, and must be a whole number from 1 on\n"
             "  there is no schedule '1f2b'\n"
@@ -57,7 +57,7 @@ DEFINED = Source(mean_of).at("def mean_of", function="mean_of")
         ),
         (
             {"loss": "max"},
-            whale.PlanError,
+            whale.errors.PlanError,
             "the loss must be a mean or a sum over the examples.\n"
             "  loss is 'max'\n"
             f"  at {DEFINED}\n"
@@ -65,7 +65,7 @@ DEFINED = Source(mean_of).at("def mean_of", function="mean_of")
         ),
         (
             {"coupling": "always"},
-            whale.PlanError,
+            whale.errors.PlanError,
             "a strategy has values that cannot be.\n"
             '  coupling is \'always\', and must be "auto" or "exact"\n'
             f"  at {DEFINED}\n"
@@ -73,7 +73,7 @@ DEFINED = Source(mean_of).at("def mean_of", function="mean_of")
         ),
         (
             {"batch_norm": "synchronized"},
-            whale.PlanError,
+            whale.errors.PlanError,
             "a strategy has values that cannot be.\n"
             '  batch_norm is \'synchronized\', and must be "local" or "global"\n'
             f"  at {DEFINED}\n"
@@ -81,7 +81,7 @@ DEFINED = Source(mean_of).at("def mean_of", function="mean_of")
         ),
         (
             {"whole": ("masks", "y")},
-            whale.PlanError,
+            whale.errors.PlanError,
             "whole names no argument of 'mean_of': masks, y.\n"
             "  its arguments are x, mask\n"
             f"  at {DEFINED}\n"
@@ -122,7 +122,7 @@ def test_a_step_inside_another_graph(around: Callable[..., Any]) -> None:
     def outer(x: Any) -> Any:
         return step(x)
 
-    with pytest.raises(whale.CaptureError) as refused:
+    with pytest.raises(whale.errors.CaptureError) as refused:
         outer(batch())
     assert str(refused.value) == message
     assert float(step(batch())) == pytest.approx(0.5)
@@ -131,7 +131,7 @@ def test_a_step_inside_another_graph(around: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("ask", [lambda step: step.plan, lambda step: step.schedule], ids=["plan", "schedule"])
 def test_a_plan_before_the_first_call(ask: Callable[[Any], Any]) -> None:
     step = whale.function(mean_of)
-    with pytest.raises(whale.PlanError) as refused:
+    with pytest.raises(whale.errors.PlanError) as refused:
         ask(step)
     assert str(refused.value) == (
         "the step 'mean_of' has no plan yet.\n"

@@ -72,7 +72,7 @@ def check_fails(step: Callable[..., Any], variables: Sequence[Any], wanted: Call
     for _ in range(2):
         with pytest.raises(tf.errors.InvalidArgumentError) as failed:
             bounded(lambda: step(x, FAULT))
-        assert isinstance(failed.value, whale.RunError)
+        assert isinstance(failed.value, whale.errors.RunError)
         assert str(failed.value) == wanted(str(failed.value).split("\n")[0])
         for old, new in zip(before, values(variables), strict=True):
             np.testing.assert_array_equal(new, old)
@@ -161,7 +161,7 @@ def test_python_on_the_way_to_a_gradient_is_refused() -> None:
     accepting, _ = made(LAYOUTS[0], calling_python, accept="PyFunc")
     line = Source(calling_python).at("factors = ", function="calling_python")
     before = values(variables)
-    with pytest.raises(whale.PlanError) as refused:
+    with pytest.raises(whale.errors.PlanError) as refused:
         step(batch(EXAMPLES), NO_FAULT)
     assert str(refused.value) == (
         "a gradient needs several parts of the batch at once.\n"
@@ -258,6 +258,6 @@ def test_an_assertion_holds_a_step_that_writes_nothing() -> None:
         tf.debugging.assert_less(code, 50, message="codes must be below 50")
         return tf.reduce_mean(x)
 
-    with pytest.raises(whale.RunError, match="codes must be below 50"):
+    with pytest.raises(whale.errors.RunError, match="codes must be below 50"):
         step(batch(EXAMPLES), FAULT)
     assert float(step(batch(EXAMPLES), NO_FAULT)) == pytest.approx(0.5)

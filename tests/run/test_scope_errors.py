@@ -42,7 +42,7 @@ def test_data_that_flows_to_an_earlier_stage() -> None:
         f"  at {source.at('h = h @ variables[1]')}\n"
         "  Open the stages in the order the data flows, or give both places the same stage name."
     )
-    check_refused(whale.PlanError, message, lambda: step(batch(), True), lambda: step(batch(), False), variables)
+    check_refused(whale.errors.PlanError, message, lambda: step(batch(), True), lambda: step(batch(), False), variables)
 
 
 def test_a_scope_that_is_closed_before_those_inside_it() -> None:
@@ -69,7 +69,9 @@ def test_a_scope_that_is_closed_before_those_inside_it() -> None:
         f"  in replica(2) opened at {source.opened('outer.__enter__')}\n"
         "  Close scopes in the reverse order of opening; `with` does."
     )
-    check_refused(whale.ScopeError, message, lambda: step(batch(), True), lambda: step(batch(), False), variables)
+    check_refused(
+        whale.errors.ScopeError, message, lambda: step(batch(), True), lambda: step(batch(), False), variables
+    )
 
 
 def test_a_scope_that_is_never_closed() -> None:
@@ -91,7 +93,9 @@ def test_a_scope_that_is_never_closed() -> None:
         f"  in replica(2) opened at {Source(test_a_scope_that_is_never_closed).opened('scope.__enter__')}\n"
         "  Open scopes with `with`, which closes them."
     )
-    check_refused(whale.ScopeError, message, lambda: step(batch(), True), lambda: step(batch(), False), variables)
+    check_refused(
+        whale.errors.ScopeError, message, lambda: step(batch(), True), lambda: step(batch(), False), variables
+    )
 
 
 NESTED: dict[str, tuple[Callable[[], tuple[Any, Any]], str]] = {
@@ -137,7 +141,9 @@ def test_scopes_that_do_not_nest(nesting: str) -> None:
     message = message.format(
         inner=source.at("with inner"), outer=source.opened("with outer"), place=source.opened("with inner")
     )
-    check_refused(whale.ScopeError, message, lambda: step(batch(), True), lambda: step(batch(), False), variables)
+    check_refused(
+        whale.errors.ScopeError, message, lambda: step(batch(), True), lambda: step(batch(), False), variables
+    )
 
 
 def test_replica_scopes_that_differ() -> None:
@@ -155,7 +161,7 @@ def test_replica_scopes_that_differ() -> None:
         f"  in replica(4) opened at {source.opened('with whale.replica(4')}\n"
         "  The batch is cut once: give all of them the same count and shares, or write replica() for all but one."
     )
-    check_refused(whale.ScopeError, message, lambda: step(batch(), True), lambda: step(batch(), False))
+    check_refused(whale.errors.ScopeError, message, lambda: step(batch(), True), lambda: step(batch(), False))
 
 
 def test_a_stage_beside_the_replicas_of_the_others() -> None:
@@ -173,7 +179,7 @@ def test_a_stage_beside_the_replicas_of_the_others() -> None:
         f"  in stage 'beside' opened at {source.opened('with whale.stage(', turn=1)}\n"
         "  Put replica() around all of them."
     )
-    check_refused(whale.ScopeError, message, lambda: step(batch(), True), lambda: step(batch(), False))
+    check_refused(whale.errors.ScopeError, message, lambda: step(batch(), True), lambda: step(batch(), False))
 
 
 def test_a_stage_of_several_devices() -> None:
@@ -190,7 +196,7 @@ def test_a_stage_of_several_devices() -> None:
         "the stages to use more."
     )
     with pytest.warns(UserWarning, match="7 devices are left idle"):
-        check_refused(whale.PlanError, message, lambda: step(batch(), 2), lambda: step(batch(), 1))
+        check_refused(whale.errors.PlanError, message, lambda: step(batch(), 2), lambda: step(batch(), 1))
 
 
 def test_idle_devices_are_told_once_for_a_step() -> None:
@@ -226,7 +232,7 @@ def test_a_stage_inside_a_loop(loop: str, monkeypatch: pytest.MonkeyPatch) -> No
 
     source = Source(test_a_stage_inside_a_loop)
     turn, function = (0, "body") if loop == "while_loop" else (1, "step")
-    with pytest.raises(whale.ScopeError) as refused:
+    with pytest.raises(whale.errors.ScopeError) as refused:
         step(batch(), True)
     rule, traced_apart, *rest = str(refused.value).split("\n")
     assert rule == "stage() is opened inside control flow, which is one op of one stage."
@@ -264,13 +270,13 @@ def test_a_loss_that_no_stage_computes() -> None:
         f"  in stage 'last' opened at {source.opened('with whale.stage(', turn=1)}\n"
         "  Compute the model inside the stages, or leave the stages out."
     )
-    check_refused(whale.PlanError, message, lambda: step(batch(), True), lambda: step(batch(), False), variables)
+    check_refused(whale.errors.PlanError, message, lambda: step(batch(), True), lambda: step(batch(), False), variables)
 
 
 def test_shares_that_cannot_be() -> None:
     source = Source(test_shares_that_cannot_be)
     here = test_shares_that_cannot_be.__name__
-    with pytest.raises(whale.ScopeError) as too_few:
+    with pytest.raises(whale.errors.ScopeError) as too_few:
         whale.replica(3, shares=[1, 2])
     assert str(too_few.value) == (
         "count and shares of a replica scope must agree.\n"
@@ -278,7 +284,7 @@ def test_shares_that_cannot_be() -> None:
         f"  at {source.at('whale.replica(3, shares', function=here)}\n"
         "  Give 3 shares, or leave the count out."
     )
-    with pytest.raises(whale.ScopeError) as negative:
+    with pytest.raises(whale.errors.ScopeError) as negative:
         whale.replica(shares=[1, -2, 0])
     assert str(negative.value) == (
         "the shares of a replica scope must be finite numbers above 0, one per replica.\n"
@@ -309,7 +315,7 @@ def test_a_pattern_that_matches_no_layer() -> None:
         "  A pattern must match a whole path: write 'encoder/.*' for all that is under encoder."
     ).replace(" in :", ":")
     check_refused(
-        whale.ScopeError,
+        whale.errors.ScopeError,
         message,
         lambda: whale.annotate(model, {"frist": 0, "second": 1}),
         lambda: step(batch()) if whale.annotate(model, {"first": 0, "second": 1}) else None,

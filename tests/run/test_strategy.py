@@ -141,7 +141,7 @@ def test_a_grid_serves_a_step_without_gradients() -> None:
 
 def test_a_grid_without_a_backward_is_refused_for_training() -> None:
     forwards = "device 0: 0F0\ndevice 1: 1F0"
-    with pytest.raises(whale.ScheduleError) as refused:
+    with pytest.raises(whale.errors.ScheduleError) as refused:
         whale.function(schedule=forwards)(training(weights()))(batch(8))
     assert str(refused.value) == (
         "the schedule has no backward, and the step takes gradients.\n"
@@ -166,13 +166,13 @@ def test_a_strategy_for_other_stages_is_refused() -> None:
     )
     wrong = whale.function(strategy=strategy)(training(variables))
     right = whale.function(strategy=whale.Strategy(replicas=2))(training(variables))
-    check_refused(whale.PlanError, message, lambda: wrong(batch()), lambda: right(batch()), variables)
+    check_refused(whale.errors.PlanError, message, lambda: wrong(batch()), lambda: right(batch()), variables)
 
 
 def test_devices_of_a_strategy_must_be_there() -> None:
     step = whale.function(strategy=whale.Strategy(devices=((0, 1), (2, 7))))(training(weights()))
     whale.init(4)
-    with pytest.raises(whale.DeviceError) as refused:
+    with pytest.raises(whale.errors.DeviceError) as refused:
         step(batch())
     assert str(refused.value) == (
         "the strategy names devices that are not there.\n"
@@ -190,7 +190,7 @@ def test_options_that_contradict_the_strategy_are_refused_at_once() -> None:
         return tf.reduce_mean(x)
 
     strategy = whale.Strategy(micro_batches=4, schedule="gpipe")
-    with pytest.raises(whale.PlanError) as refused:
+    with pytest.raises(whale.errors.PlanError) as refused:
         whale.function(strategy=strategy, micro_batches=2, schedule="1f1b")(step)
     source = Source(test_options_that_contradict_the_strategy_are_refused_at_once)
     assert str(refused.value) == (
@@ -204,7 +204,7 @@ def test_options_that_contradict_the_strategy_are_refused_at_once() -> None:
 
 
 def test_a_step_has_no_strategy_before_its_first_call() -> None:
-    with pytest.raises(whale.PlanError, match="has no plan yet"):
+    with pytest.raises(whale.errors.PlanError, match="has no plan yet"):
         whale.function(training(weights())).strategy  # noqa: B018
 
 

@@ -249,7 +249,7 @@ def test_half_precision_is_verified_in_float64() -> None:
 def test_another_precision_is_refused() -> None:
     (weight,) = weights(1)
     step = whale.function(lambda x: x @ weight)
-    with pytest.raises(whale.PlanError) as refused:
+    with pytest.raises(whale.errors.PlanError) as refused:
         step.verify(batch(), precision="float16")
     assert str(refused.value) == (
         "verify compares a step as it is, or in float64.\n"

@@ -34,7 +34,9 @@ def test_a_loss_outside_the_tape() -> None:
         f"  at {Source(descend).at('for variable, gradient', function='descend')}\n"
         "  Compute the loss inside the GradientTape, from the variables that are given to tape.gradient."
     )
-    check_refused(whale.CaptureError, message, lambda: step(batch(), True), lambda: step(batch(), False), variables)
+    check_refused(
+        whale.errors.CaptureError, message, lambda: step(batch(), True), lambda: step(batch(), False), variables
+    )
 
 
 def test_gradients_that_are_never_applied() -> None:
@@ -56,7 +58,7 @@ def test_gradients_that_are_never_applied() -> None:
         f"  at {Source(test_gradients_that_are_never_applied).at('loss = tf.reduce_mean')}\n"
         "  Apply it: optimizer.apply_gradients(zip(gradients, variables))."
     )
-    check_refused(whale.PlanError, message, lambda: step(batch(), True), lambda: step(batch(), False), variables)
+    check_refused(whale.errors.PlanError, message, lambda: step(batch(), True), lambda: step(batch(), False), variables)
 
 
 @pytest.mark.parametrize(("said", "found", "name"), [("mean", "sum", "Sum"), ("sum", "mean", "Mean")])
@@ -77,4 +79,4 @@ def test_a_loss_that_is_not_what_is_said(said: str, found: str, name: str) -> No
         f"  at {Source(test_a_loss_that_is_not_what_is_said).at('loss = ')}\n"
         f"  Differentiate tf.reduce_{said} of the losses, or say loss='{found}', or leave loss out."
     )
-    check_refused(whale.PlanError, message, lambda: step(batch(), found), lambda: step(batch(), said), variables)
+    check_refused(whale.errors.PlanError, message, lambda: step(batch(), found), lambda: step(batch(), said), variables)
