@@ -36,8 +36,9 @@ from whale_tf.plan.strategy import Strategy, refuse_wrong
 from whale_tf.rewrite.program import BETWEEN_GROUPS
 from whale_tf.rewrite.rewrite_step import DUMP_VARIABLE, rewrite_step
 from whale_tf.run.away import may_be_away, named_only, share_variables
-from whale_tf.run.compiled import Compiled, Parts
+from whale_tf.run.compiled import Compiled
 from whale_tf.run.feed import digest
+from whale_tf.run.parts import Parts
 from whale_tf.run.processes import World, agree, digest_of, program_text, tell_failure
 from whale_tf.run.reference import Reference
 from whale_tf.run.signature import Arguments, written_at

@@ -10,8 +10,8 @@ import tensorflow as tf
 
 import whale_tf as whale
 from tests.run.mistakes import Source, batch, descend, weights
-from whale_tf.run.compiled import Parts
 from whale_tf.run.failure import run_error
+from whale_tf.run.parts import Parts
 
 
 def parts_of_a_step() -> Parts:

@@ -21,7 +21,7 @@ from whale_tf.plan.layout import HOST_SEAT, Layout
 from whale_tf.plan.mesh_use import MeshUse
 from whale_tf.plan.residency import VariableLayout
 from whale_tf.plan.stage_cost import StageCost
-from whale_tf.plan.table import draw_plan, print_plan
+from whale_tf.plan.table import Shown, draw_plan, print_plan
 
 
 @dataclass(frozen=True)
@@ -210,10 +210,21 @@ class Plan:
         return {str(ref): text for ref, text in states.items() if found.search(str(ref))}
 
     def __str__(self) -> str:
-        return print_plan(self)
+        return print_plan(self._shown())
 
     def __rich__(self) -> RenderableType:
-        return draw_plan(self)
+        return draw_plan(self._shown())
+
+    def _shown(self) -> Shown:
+        return Shown(
+            layout=self.layout,
+            sizes=self.sizes,
+            schedule=self.schedule,
+            grid=self.grid,
+            stages=self.stages,
+            values=self.values,
+            merges=len(self.merges),
+        )
 
     def to_proto(self) -> plan_pb2.Plan:
         """The message of this plan."""

@@ -13,20 +13,22 @@ From the text of one:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from io import StringIO
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from whale_tf.ir.graph import Ref
+from whale_tf.ir.sharding import Value
 from whale_tf.plan.check_schedule import check_grid
-
-if TYPE_CHECKING:
-    from whale_tf.plan.plan import Plan
+from whale_tf.plan.grid import Grid
+from whale_tf.plan.layout import Layout
+from whale_tf.plan.stage_cost import StageCost
 
 WIDTH = 120
 SHOWN_STATES = 4
@@ -35,7 +37,20 @@ _NOTE = "FLOPs, in, out and residuals: of the largest micro-batch. Live activati
 _ACTION_STYLES = {r"\d+F\d+": "green", r"\d+[BI]\d+": "blue", r"\d+W\d+": "magenta"}
 
 
-def print_plan(plan: Plan) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What of a plan is printed: the fields as `Plan` has them, and the number of its merges."""
+
+    layout: Layout
+    sizes: tuple[tuple[int, ...], ...]
+    schedule: str
+    grid: Grid
+    stages: tuple[StageCost, ...]
+    values: Mapping[Ref, Value]
+    merges: int
+
+
+def print_plan(plan: Shown) -> str:
     """The plan as plain text of at most WIDTH columns, the same whatever the terminal is."""
     console = Console(file=StringIO(), width=WIDTH, color_system=None, legacy_windows=False, _environ={})
     with console.capture() as printed:
@@ -43,7 +58,7 @@ def print_plan(plan: Plan) -> str:
     return "\n".join(line.rstrip() for line in printed.get().splitlines())
 
 
-def draw_plan(plan: Plan) -> RenderableType:
+def draw_plan(plan: Shown) -> RenderableType:
     """The plan for a rich console."""
     parts: list[RenderableType] = [Text(", ".join(_decisions(plan)), style="bold"), "", _stage_table(plan)]
     parts += [Text(_NOTE, style="dim"), ""]
@@ -57,22 +72,22 @@ def draw_plan(plan: Plan) -> RenderableType:
     return Group(*parts, _schedule(plan))
 
 
-def _states(plan: Plan) -> str:
+def _states(plan: Shown) -> str:
     """How many values are what over the parts of the batch, and how many of them are merged."""
     counts = Counter(str(value) for value in plan.values.values())
     listed = ", ".join(f"{count} {state}" for state, count in counts.most_common(SHOWN_STATES))
     more = f" and {len(counts) - SHOWN_STATES} other states" if len(counts) > SHOWN_STATES else ""
-    return f"values: {listed}{more}; {len(plan.merges)} are merged"
+    return f"values: {listed}{more}; {plan.merges} are merged"
 
 
-def _decisions(plan: Plan) -> Iterator[str]:
-    shares = plan.layout.shares
+def _decisions(plan: Shown) -> Iterator[str]:
+    shares, examples = plan.layout.shares, sum(map(sum, plan.sizes))
     even = all(abs(share - shares[0]) < 1e-9 for share in shares)
     yield _counted(len(shares), "replica") + ("" if even else f" ({', '.join(f'{share:.3g}' for share in shares)})")
     yield _counted(len(plan.layout.stages), "stage")
-    yield _counted(plan.micro_batches, "micro-batch", "es") + (f" of {_sizes(plan.sizes)}" if plan.examples else "")
+    yield _counted(len(plan.sizes[0]), "micro-batch", "es") + (f" of {_sizes(plan.sizes)}" if examples else "")
     yield f"schedule {plan.schedule} (bubble {check_grid(plan.grid).bubble:.0%})"
-    yield f"global batch {plan.examples}" if plan.examples else "no batch"
+    yield f"global batch {examples}" if examples else "no batch"
 
 
 def _counted(count: int, noun: str, ending: str = "s") -> str:
@@ -87,7 +102,7 @@ def _sizes(sizes: Sequence[Sequence[int]]) -> str:
     return (rows[0] if len(set(rows)) == 1 else " | ".join(rows)) + " examples"
 
 
-def _stage_table(plan: Plan) -> Table:
+def _stage_table(plan: Shown) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
     table.add_column("stage", style="cyan", overflow="fold")
     table.add_column("ops", justify="right", no_wrap=True)
@@ -110,13 +125,13 @@ def _stage_table(plan: Plan) -> Table:
     return table
 
 
-def _devices(plan: Plan, stage: int) -> Iterator[str]:
+def _devices(plan: Shown, stage: int) -> Iterator[str]:
     layout = plan.layout
     meshes = (layout.mesh_of(replica, stage) for replica in range(layout.replicas))
     return (" | ".join(map(layout.label, mesh)) for mesh in meshes)
 
 
-def _schedule(plan: Plan) -> Text:
+def _schedule(plan: Shown) -> Text:
     """The grid, or where it is too wide one line that says how to see it."""
     grid = str(plan.grid)
     columns = max(map(len, grid.splitlines()), default=0)

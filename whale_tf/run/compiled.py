@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -13,60 +13,17 @@ import tensorflow as tf
 from tensorflow.python.eager import context, execute  # private; tried with 2.21
 from tensorflow.python.framework import ops  # private; tried with 2.21
 
-from whale_tf.errors import Line
-from whale_tf.ir.graph import Graph
-from whale_tf.plan.plan import Plan
 from whale_tf.plan.roles import variable_of
-from whale_tf.plan.strategy import Strategy
 from whale_tf.rewrite.collapse import collapse
 from whale_tf.rewrite.localize import localize
 from whale_tf.rewrite.program import Program
-from whale_tf.rewrite.step_program import StepProgram
 from whale_tf.run.away import Holding, bring_back, handle_of
 from whale_tf.run.collectives import form_groups
 from whale_tf.run.communicator import load
 from whale_tf.run.failure import run_error, world_error
 from whale_tf.run.lower import Lowered, lower
-from whale_tf.run.processes import World
-from whale_tf.run.reference import Functions, Reference
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What `parallelize` hands over.
-
-    Attributes:
-      step: the step as it was cut.
-      program: what runs in the processes that keep one copy of the variables together.
-      calls: the functions that its nodes refer to, by name.
-      variables: the user's variables by name.
-      outside: tensors from outside the step, by index.
-      result: from the flat outputs to what the step returns.
-      line_of: the user's line of an operation.
-      traces: kept, since they own what operations name and no graph holds: Python functions, functions of TensorFlow 1.
-      world: the processes that run it together; None if this one is alone.
-      name: the user's step.
-      reference: the trace that the plan was made of.
-      strategy: what the plan follows from.
-    """
-
-    step: StepProgram
-    program: Program
-    calls: Mapping[str, Graph]
-    variables: Mapping[str, Any]
-    outside: Sequence[Any]
-    result: Callable[[Sequence[tf.Tensor]], Any]
-    line_of: Callable[[str], Line]
-    traces: Sequence[Any]
-    world: World | None
-    name: str
-    reference: Reference
-    strategy: Strategy
-
-    @property
-    def plan(self) -> Plan:
-        """The decisions."""
-        return self.step.plan
+from whale_tf.run.parts import Parts
+from whale_tf.run.reference import Functions
 
 
 class Compiled:

@@ -22,17 +22,15 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tensorflow as tf
 
 from whale_tf.errors import Line, RunError
 from whale_tf.ir.graph import Graph, Node
-
-if TYPE_CHECKING:
-    from whale_tf.rewrite.program import Program
-    from whale_tf.run.compiled import Parts
-    from whale_tf.world import Member
+from whale_tf.rewrite.program import Program
+from whale_tf.run.parts import Parts
+from whale_tf.world import Member
 
 ROOT = re.compile(r"^  \(\d+\) ([A-Z_]+): ", re.MULTILINE)
 NODE = re.compile(r"\{\{node ([^}]+)\}\}")

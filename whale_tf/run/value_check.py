@@ -28,8 +28,9 @@ from whale_tf.rewrite.isolate import Isolated, isolate
 from whale_tf.rewrite.probe import Record, probe
 from whale_tf.rewrite.program import Program
 from whale_tf.run.assembly import Piece, Unassembled, assembled
-from whale_tf.run.compiled import Compiled, Parts, remove
+from whale_tf.run.compiled import Compiled, remove
 from whale_tf.run.lower import Lowered
+from whale_tf.run.parts import Parts
 from whale_tf.run.rounding import allowed, largest_of
 from whale_tf.run.verification import distance
 
