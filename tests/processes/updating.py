@@ -67,10 +67,12 @@ def main() -> None:
     assert len(model.slots(own)) == len(model.slots(other)) == 4
     assert [is_away(slot.value) for slot in model.slots(own)] == [False] * 4
     assert [is_away(slot.value) for slot in model.slots(other)] == [True] * 4
-    assigned = step.compiled.parts.program.processes_with("Assign")
+    program = step.compiled.parts.program
+    assigns = [node for node in program.main if node.op == "Assign"]
     for layer, process in ((model.first, 0), (model.second, 1)):
         for variable in (*layer.variables, *model.slots(layer)):
-            assert assigned[variable.path] == {process}, variable.path
+            own_assigns = [node for node in assigns if node.attrs["variable"].decode() == variable.path]
+            assert {program.process_of(node) for node in own_assigns} == {process}, variable.path
     assert float(model.optimizer.dynamic_scale.numpy()) == float(alone.optimizer.dynamic_scale.numpy()) == 64.0
 
     step.gather()

@@ -16,7 +16,7 @@ from whale_tf.errors import InternalError
 from whale_tf.ir.graph import Graph
 from whale_tf.ir.verify import verify
 from whale_tf.rewrite.localize import localize
-from whale_tf.rewrite.program import BETWEEN_GROUPS
+from whale_tf.rewrite.program import BETWEEN_GROUPS, Program
 
 # replicas, stages, the process of each device: replica by replica, stage by stage
 LAYOUTS = {
@@ -88,12 +88,21 @@ def test_every_process_updates_its_copy_and_assigns_it() -> None:
     assert all(node.device == program.main[node.inputs[0].node].device for node in program.find("Assign"))
 
 
+def processes_with(program: Program, op: str) -> dict[str, set[int]]:
+    """For each variable the processes that have a node of this op, Read or Assign, for it."""
+    found: dict[str, set[int]] = {}
+    for node in program.main:
+        if node.op == op:
+            found.setdefault(node.attrs["variable"].decode(), set()).add(program.process_of(node))
+    return found
+
+
 def test_a_variable_is_assigned_in_the_processes_that_use_it() -> None:
     program = across(1, 2).program
-    assert program.processes_with("Read") == {"w0": {0}, "w1": {1}}
-    assert program.processes_with("Assign") == {"w0": {0}, "w1": {1}}
+    assert processes_with(program, "Read") == {"w0": {0}, "w1": {1}}
+    assert processes_with(program, "Assign") == {"w0": {0}, "w1": {1}}
     four = across(2, 2, (0, 1, 1, 2)).program
-    assert four.processes_with("Assign") == {"w0": {0, 1}, "w1": {1, 2}}
+    assert processes_with(four, "Assign") == {"w0": {0, 1}, "w1": {1, 2}}
 
 
 def test_a_variable_that_is_read_must_be_brought_up_to_date_there() -> None:

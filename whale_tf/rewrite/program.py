@@ -75,14 +75,6 @@ class Program:
         other = node.attrs["to" if node.op == "Send" else "source"]
         return bool(self.processes) and self.processes[node.device] != self.processes[other]
 
-    def processes_with(self, op: str) -> dict[str, frozenset[int]]:
-        """For each variable the processes that have a node of this op, Read or Assign, for it."""
-        found: dict[str, set[int]] = {}
-        for node in self.main:
-            if node.op == op:
-                found.setdefault(node.attrs["variable"].decode(), set()).add(self.process_of(node))
-        return {name: frozenset(processes) for name, processes in found.items()}
-
     def outputs_of(self, process: int) -> tuple[Ref, ...]:
         """The step's outputs in one of its processes."""
         count, place = len(self.main.outputs) // len(self.present), self.present.index(process)
