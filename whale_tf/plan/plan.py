@@ -223,6 +223,7 @@ class Plan:
             grid=self.grid,
             stages=self.stages,
             values=self.values,
+            meshes=self.meshes,
             merges=len(self.merges),
         )
 

@@ -28,6 +28,7 @@ from whale_tf.ir.sharding import Value
 from whale_tf.plan.check_schedule import check_grid
 from whale_tf.plan.grid import Grid
 from whale_tf.plan.layout import Layout
+from whale_tf.plan.mesh_use import MeshUse
 from whale_tf.plan.stage_cost import StageCost
 
 WIDTH = 120
@@ -47,6 +48,7 @@ class Shown:
     grid: Grid
     stages: tuple[StageCost, ...]
     values: Mapping[Ref, Value]
+    meshes: tuple[MeshUse, ...]
     merges: int
 
 

@@ -213,6 +213,7 @@ class _Main:
         self.config = optimize_once()
         self.groups: dict[int, Group] = {}
         self.constants: dict[tuple[DType, int | tuple[int, ...], str], str] = {}
+        self.places: dict[tuple[int, ...] | None, tuple[int, ...]] = {}
         self.peers = {meeting: [node.name for node in nodes] for meeting, nodes in meetings(program.main).items()}
         self.writer = _Writer(f"{prefix}_main", renamed)
 
@@ -322,11 +323,12 @@ class _Main:
         members = make_communicator(owners) if apart else make_communicator(range(len(mesh)), f"mesh {mesh}")
         return members.handle, node.attrs["member"], node.attrs["number"]
 
-    def _place(self, ranks: Sequence[int] | None, device: str) -> str:
+    def _place(self, ranks: tuple[int, ...] | None, device: str) -> str:
         """This process among `ranks`, or all, as an operation takes it; labels tell its calls apart, not numbers."""
-        members = make_communicator(ranks)
-        member = members.ranks.index(self.program.present[0])
-        return self._constant(DType("int64"), (members.handle, member, NOT_NUMBERED), device)
+        if ranks not in self.places:
+            members = make_communicator(ranks)
+            self.places[ranks] = members.handle, members.ranks.index(self.program.present[0]), NOT_NUMBERED
+        return self._constant(DType("int64"), self.places[ranks], device)
 
     def _constant(self, dtype: DType, value: int | tuple[int, ...], device: str) -> str:
         """A constant of the host as an input, one for each device that takes it."""
