@@ -1,4 +1,4 @@
-"""The compiler on one screen: record → translate → plan → rewrite → lower."""
+"""The compiler: capture → states → reshard → plan → cut → bind → check, in `_compile` and `_rewritten`."""
 
 from __future__ import annotations
 

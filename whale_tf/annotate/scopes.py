@@ -6,10 +6,9 @@
         with stage(name="head"):        Opened(key="s1", kind="stage", parent="r0", name="head")
             y = tf.matmul(h, v)
 
-Entering a scope is free outside a recording. One subgroup are: stages with the same name under the same parent, all
-replica scopes that agree, since the batch is cut once, and the very same scope value entered again. Each `stage()`
-without a name is a new stage whenever it is run. This is the one module that holds mutable state: which recording a
-thread is in.
+Outside a recording, entering a scope does nothing. One subgroup are: stages with the same name under the same parent,
+all replica scopes that agree, since the batch is cut once, and the very same scope value entered again. Each `stage()`
+without a name is a new stage whenever it is run.
 """
 
 from __future__ import annotations

@@ -1,8 +1,15 @@
 """Traces the step and remembers what a GraphDef forgets.
 
-TensorFlow's own tracing does the work. While it runs, four of its entry points are wrapped so that the trace also
-tells: which tensors are gradients and of what, which operations a gradient call made, which forward operation each
-backward one belongs to, and in which of the user's scopes an operation stands.
+TensorFlow's own tracing does the work. While it runs, some of its entry points are wrapped, so that the trace also
+tells:
+
+    tape.gradient, jacobian, tf.gradients    which tensors are gradients, of what, and what a gradient call made
+    batch_jacobian, pfor                     that the gradient calls inside are only a part of them
+    record_gradient                          which forward operation each backward one belongs to
+    the call of a tf.function                what is inside, by tracing it into the step's graph; not if XLA compiles it
+    the creation of variables                that the step makes some: at its first trace they are kept
+
+`annotate.scopes` stamps on each operation in which of the user's scopes it stands.
 """
 
 from __future__ import annotations
@@ -177,7 +184,7 @@ def _no_gradient(trace: Trace) -> WhaleError:
 
 @contextmanager
 def _instrumented(trace: Trace, examples: int) -> Iterator[None]:
-    """Wraps TensorFlow's entry points for this thread while it records."""
+    """Wraps TensorFlow's entry points while this thread records; other threads, and eager code, get what they had."""
     thread = threading.get_ident()
 
     def here() -> bool:

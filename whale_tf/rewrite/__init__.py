@@ -1,4 +1,8 @@
-"""The passes in the order in which they run, each with the reason for its place."""
+"""The passes that a step goes through before its first call, in their order, each with the reason for its place.
+
+The other functions here that change a program serve what runs: `localize` takes one process's part of it, and
+`collapse`, `isolate`, `probe` and `time_actions` make other programs of the same step.
+"""
 
 from __future__ import annotations
 

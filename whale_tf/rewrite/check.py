@@ -2,10 +2,13 @@
 
     once       every operation of the user's step is in one stage function or once in the main graph, or is a pure copy
     calls      every stage function is called once for each micro-batch, with that micro-batch's values
-    gradients  every micro-batch of every replica reaches every gradient once, with its share of the examples
-    order      Send and Recv pair up, nothing crosses a device without them, and nothing waits for itself
+    gradients  every micro-batch of every replica of the program reaches every gradient once, with its share of examples
+    order      Send and Recv pair up, nothing crosses a device without them, the calls of a device are in the schedule's
+               order, and nothing waits for itself
 
-It knows nothing of how `cut`, `bind` and `combine` work, only what they must give. Time is linear in nodes and edges.
+It reads the program back and calls neither `cut` nor `bind` nor `combine`. What it takes on trust is what they share:
+the keys of stage functions, the labels of collectives, and what `StepProgram` says of which nodes run once and where.
+Time is linear in nodes and edges, where each member of a collective has an edge from all members.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def rewrite_step(
     passes = Passes(os.environ.get(DUMP_VARIABLE, ""))
     resharded = passes.run("reshard", reshard, states)
     graph, roles = resharded.graph, resharded.roles
-    dump("resharded", graph, after="reshard")
+    dump("reshard", graph, after="reshard")
     values = {ref: known.value for ref, known in states.known.items()}
     known = facts(at_size(graph, states, resharded.made_of, max(map(max, sizes))))
     plan = make_plan(graph, roles, values, known)
@@ -74,14 +74,15 @@ def rewrite_step(
     )
     for size, variant in members.items():
         for key, function in variant.items():
-            dump(f"resize-{key}-{size}", function.graph, after="resize")
+            dump(f"{passes.ran[-1]}-{key}-{size}", function.graph, after=passes.ran[-1])
     step = StepProgram(graph, roles, plan, members, fed)
     program = passes.run("bind", bind, step, plan.layout.groups.of_process[process])
-    dump("bound", program.main, after="bind")
+    dump("bind", program.main, after="bind")
     program = passes.run("send_first", send_first, program)
+    dump("send_first", program.main, after="send_first")
     program = passes.run("hold_assignments", hold_assignments, program)
+    dump("hold_assignments", program.main, after="hold_assignments")
     passes.run("check", check, step, states.sizes, program)
-    dump("held", program.main, after="hold_assignments")
     return Rewritten(step, program, calls)
 
 

@@ -1,7 +1,7 @@
-"""The program of a step before it is bound to devices: its size depends on no number of replicas or processes.
+"""The program of a step before it is bound to devices: its functions depend on no number of replicas or processes.
 
-What each group of replicas makes of it is for `bind`: the functions' calls, the values that go from one to another, the
-sums of gradients, and the update.
+There is one of each for each size of micro-batch. What each group of replicas makes of it is for `bind`: the
+functions' calls, the values that go from one to another, the sums of gradients, and the update.
 """
 
 from __future__ import annotations

@@ -207,10 +207,10 @@ class Step:
 
     @property
     def compiled(self) -> Compiled:
-        """What ran last.
+        """What was last called, prepared, fed or measured; what was verified, if that came first.
 
         Raises:
-          PlanError: nothing has run.
+          PlanError: nothing was.
         """
         if self._last is None:
             raise PlanError(
@@ -325,17 +325,17 @@ class Step:
 
     @property
     def plan(self) -> Plan:
-        """The plan of the last call."""
+        """The plan of the last call, `prepare`, `feed` or `timeline`."""
         return self.compiled.plan
 
     @property
     def strategy(self) -> Strategy:
-        """What was decided for the last call, with nothing left open: `whale.function(strategy=...)` takes it, or a
-        file with what it prints, and makes the same plan again.
+        """What was decided for that plan, with nothing left open: `whale.function(strategy=...)` takes it, or a file
+        with what it prints, and makes the same plan again.
         """
         return self.compiled.parts.strategy
 
     @property
     def schedule(self) -> Grid:
-        """The order of actions on each device of a replica, in the last call."""
+        """The order of actions on each device of a replica in that plan."""
         return self.plan.grid
