@@ -25,7 +25,7 @@ from whale_tf.ir.graph import Graph
 from whale_tf.plan.cautions import Caution, caution_accepted, caution_gathered, caution_idle
 from whale_tf.plan.choose import choose
 from whale_tf.plan.coupling import GATHER_BYTES, Coupling, resolve
-from whale_tf.plan.grid import Grid
+from whale_tf.plan.grids import Grids
 from whale_tf.plan.layout import Layout, fit_batch, lay_out
 from whale_tf.plan.losses import refuse_wrong_losses
 from whale_tf.plan.one_part import undivided
@@ -57,7 +57,7 @@ def function(
     *,
     strategy: Strategy | str | os.PathLike[str] | None = None,
     micro_batches: int | None = None,
-    schedule: str | Grid | None = None,
+    schedule: str | Grids | None = None,
     coupling: str | None = None,
     batch_norm: str | None = None,
     accept: Sequence[str] = (),
@@ -73,7 +73,7 @@ def function(
     *,
     strategy: Strategy | str | os.PathLike[str] | None = None,
     micro_batches: int | None = None,
-    schedule: str | Grid | None = None,
+    schedule: str | Grids | None = None,
     coupling: str | None = None,
     batch_norm: str | None = None,
     accept: Sequence[str] = (),
@@ -292,7 +292,7 @@ def _facts(
     request: Request,
     layout: Layout,
     sizes: tuple[tuple[int, ...], ...],
-    schedule: str | Grid,
+    schedule: str | Grids,
 ) -> Facts:
     devices = {name: index for index, name in reversed(list(enumerate(layout.devices)))}  # the first process's
     homes = {name: devices.get(getattr(variable.handle, "device", ""), 0) for name, variable in step.variables.items()}

@@ -44,6 +44,7 @@ LAYOUTS = (
     Layout(replicas=4, examples=13),
     Layout(stages=4, devices=2, micro_batches=4, schedule="interleaved"),
     Layout(replicas=2, stages=2, shares=(1, 2), micro_batches=1, schedule="zero_bubble"),
+    Layout(replicas=2, stages=4, shares=(1, 2), micro_batches=2, places=((0, 0, 1, 1), (2, 3, 4, 5))),
 )
 LAYOUTS_OF_A_CASE = 3
 STRIDE = 5  # no divisor of the number of layouts: neighbours in the table share few of them

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import keras
@@ -36,6 +37,7 @@ class Layout:
     Attributes:
       shares: relative parts of the batch, one per replica; equal ones if empty.
       devices: how many there are; 0 is one for each stage of each replica.
+      places: for each replica the device of each stage; in the order of the devices if empty.
       examples: the size of the global batch.
     """
 
@@ -45,13 +47,28 @@ class Layout:
     schedule: str = "1f1b"
     shares: tuple[float, ...] = ()
     devices: int = 0
+    places: tuple[tuple[int, ...], ...] = ()
     examples: int = 16
 
     def __str__(self) -> str:
         text = f"r{self.replicas}-s{self.stages}-m{self.micro_batches}-{self.schedule}"
         text += f"-shares{'_'.join(f'{share:g}' for share in self.shares)}" if self.shares else ""
         text += f"-on{self.devices}" if self.devices else ""
+        text += f"-on{'_'.join(''.join(map(str, row)) for row in self.places)}" if self.places else ""
         return text + (f"-of{self.examples}" if self.examples != 16 else "")
+
+    @property
+    def count(self) -> int:
+        """How many devices there are."""
+        return self.devices or len({*chain.from_iterable(self.places)}) or self.replicas * self.stages
+
+    @property
+    def strategy(self) -> whale.Strategy:
+        """What the scopes do not say; a strategy with devices says the shares too."""
+        shares = self.shares if self.places else ()
+        return whale.Strategy(
+            shares=shares, devices=self.places, micro_batches=self.micro_batches, schedule=self.schedule
+        )
 
 
 class Scopes:
@@ -141,11 +158,10 @@ def check(case: Case, layout: Layout) -> tuple[Any, Training]:
 
 def parallel(case: Case, layout: Layout, **options: Any) -> tuple[Any, Training]:
     """The step under the layout, and its fresh training; `options` are those of `whale.function`."""
-    whale.init(devices=layout.devices or layout.replicas * layout.stages)
+    whale.init(devices=layout.count)
     training = fresh(case, layout)
     decorate = whale.function(
-        micro_batches=layout.micro_batches,
-        schedule=layout.schedule,
+        strategy=layout.strategy,
         loss=case.loss,
         whole=case.whole,
         accept=case.accept,

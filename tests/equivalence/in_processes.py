@@ -21,7 +21,7 @@ import tensorflow as tf
 import whale_tf as whale
 from tests.equivalence.cases import CASES, LAYOUTS
 from tests.equivalence.harness import Case, Layout, differences, fresh, numbers, reference
-from tests.equivalence.test_layouts import TRANSFORMER
+from tests.equivalence.test_layouts import TRANSFORMER, UNLIKE
 from whale_tf.start import current
 
 MOST = 8  # devices
@@ -29,8 +29,8 @@ MOST = 8  # devices
 
 def choices(size: int) -> Iterator[tuple[Case, Layout]]:
     """Each case at a layout that `size` processes can run, by rotation; the transformer at all of them."""
-    possible = [layout for layout in LAYOUTS if not layout.devices and layout.replicas * layout.stages % size == 0]
-    yield from ((TRANSFORMER, layout) for layout in possible)
+    possible = [layout for layout in LAYOUTS if not layout.devices and layout.count % size == 0]
+    yield from ((TRANSFORMER, layout) for layout in (*UNLIKE, *possible) if layout.count % size == 0)
     for i, case in enumerate(CASES):
         allowed = [layout for layout in (case.layouts or possible) if case.allows(layout) and layout in possible]
         if allowed:
@@ -40,16 +40,14 @@ def choices(size: int) -> Iterator[tuple[Case, Layout]]:
 def check(case: Case, layout: Layout, size: int) -> list[str]:
     """What differs from one device; fed where the case takes nothing but positional batches, else called."""
     want = reference(case, layout.examples)
-    whale.init(devices=layout.replicas * layout.stages // size)
+    whale.init(devices=layout.count // size)
     training = fresh(case, layout)
     if whale_rank():  # the first process's variables count, in all of them
         for owner in training.owners:
             for variable in getattr(owner, "variables", [owner]):
                 if variable.dtype in ("float32", tf.float32) and "learning_rate" not in variable.name:
                     variable.assign(variable + 1.0)
-    decorate = whale.function(
-        micro_batches=layout.micro_batches, schedule=layout.schedule, loss=case.loss, whole=case.whole
-    )
+    decorate = whale.function(strategy=layout.strategy, loss=case.loss, whole=case.whole)
     return differences(numbers(training, decorate(training.step)), want, case.tolerance)
 
 

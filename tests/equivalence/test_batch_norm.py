@@ -118,6 +118,7 @@ LAYOUTS = (
     Layout(replicas=2, stages=2, micro_batches=2, examples=22),
     Layout(replicas=2, stages=2, micro_batches=2, shares=(3, 1), examples=32),
     Layout(stages=4, devices=2, micro_batches=4, schedule="interleaved"),
+    Layout(replicas=2, stages=4, micro_batches=2, shares=(1, 2), places=((0, 0, 1, 1), (2, 3, 4, 5)), examples=32),
 )
 
 

@@ -24,6 +24,7 @@ CHOICES = (
     ("convolutions", Layout(replicas=2, stages=2, micro_batches=4)),
     ("slices", Layout(replicas=2, stages=2)),
     ("clip_by_global_norm", Layout(replicas=2, shares=(3, 1), micro_batches=4)),
+    ("adam", Layout(replicas=2, stages=4, shares=(1, 2), micro_batches=2, places=((0, 0, 1, 1), (2, 3, 4, 5)))),
     ("gan_in_turns", Layout(replicas=4)),
     ("mixed_float16", Layout(replicas=2, stages=2, micro_batches=2, schedule="zero_bubble")),
     ("loss_that_is_a_sum", Layout(replicas=4, stages=2, schedule="interleaved")),

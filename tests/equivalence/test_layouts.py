@@ -101,6 +101,27 @@ FOLDED = (
     Layout(replicas=2, stages=4, devices=4, micro_batches=4, schedule="interleaved"),
     Layout(replicas=2, stages=4, devices=4, micro_batches=4, shares=(3, 1), schedule="interleaved"),
 )
+# Replicas that are pipelines of other numbers of devices.
+UNLIKE = (
+    Layout(replicas=2, stages=4, micro_batches=4, shares=(1, 2), places=((0, 0, 1, 1), (2, 3, 4, 5)), examples=13),
+    Layout(
+        replicas=3, stages=4, micro_batches=2, places=((0, 0, 1, 1), (2, 3, 4, 5), (6, 6, 6, 7)), schedule="zero_bubble"
+    ),
+    Layout(replicas=2, stages=4, shares=(2, 3), places=((0, 1, 0, 1), (2, 2, 2, 3)), schedule="gpipe"),
+    Layout(
+        replicas=2, stages=4, micro_batches=4, places=((0, 1, 0, 1), (2, 3, 3, 2)), schedule="interleaved", examples=13
+    ),
+)
+
+
+def unlike_layouts() -> Iterator[Layout]:
+    """One device, two and three beside four, in every schedule."""
+    for few in ((0, 0, 0, 0), (0, 0, 0, 1), (0, 1, 0, 1), (0, 0, 1, 2), (0, 1, 2, 0)):
+        used = len({*few})
+        for micro_batches in (1, 3):
+            for schedule in SCHEDULES:
+                places = (tuple(range(used, used + 4)), few)
+                yield Layout(2, 4, micro_batches, schedule, shares=(2, 1), places=places)
 
 
 @pytest.mark.parametrize("layout", list(even_layouts()), ids=str)
@@ -118,7 +139,18 @@ def test_stages_that_share_devices_equal_one_device(layout: Layout) -> None:
     check(TRANSFORMER, layout)
 
 
-@pytest.mark.parametrize("layout", [UNEVEN[0], UNEVEN[6], FOLDED[0]], ids=str)
+@pytest.mark.parametrize(
+    "layout",
+    [*UNLIKE, *(pytest.param(layout, marks=pytest.mark.long) for layout in unlike_layouts())],
+    ids=str,
+)
+def test_replicas_that_are_cut_differently_equal_one_device(layout: Layout) -> None:
+    step, _ = check(TRANSFORMER, layout)
+    assert len(step.plan.layout.classes) == len(layout.places)
+    assert len({sum(sizes) for sizes in step.plan.sizes}) == len({*layout.shares}) or not layout.shares
+
+
+@pytest.mark.parametrize("layout", [UNEVEN[0], UNEVEN[6], FOLDED[0], UNLIKE[0]], ids=str)
 def test_verify_finds_no_difference(layout: Layout) -> None:
     step, training = check(TRANSFORMER, layout)
     assert step.verify(*training.batches[0]).largest < 1e-4  # of single gradients, which cancel more than weights do

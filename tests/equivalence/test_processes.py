@@ -15,7 +15,8 @@ from tests.equivalence.in_processes import choices
 from tests.world.runs import ROOT, Runs, checked
 
 SCRIPT = str(Path(__file__).with_name("in_processes.py"))
-REPRESENTATIVE = {2: (0, 1, 4), 4: (0, 4)}  # of the transformer, which comes first: replicas, stages, shares; both
+# Of the transformer, which comes first: replicas that are cut differently, replicas, stages, shares; both.
+REPRESENTATIVE = {2: (0, 4, 5, 8), 4: (0, 3, 7)}
 LAUNCHES = 8  # in which all choices are run
 
 

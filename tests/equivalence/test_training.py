@@ -6,10 +6,18 @@ import pytest
 
 from tests.equivalence.cases import CASES, choices
 from tests.equivalence.harness import TOLERANCE, Case, Layout, check, reference
+from tests.equivalence.test_layouts import UNLIKE
 
 
 @pytest.mark.parametrize(("case", "layout"), [pytest.param(*each, id=f"{each[0]}-{each[1]}") for each in choices()])
 def test_training_equals_one_device(case: Case, layout: Layout) -> None:
+    check(case, layout)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("layout", UNLIKE, ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if str(case) in ("adam", "nesterov")], ids=str)
+def test_slots_of_replicas_that_are_cut_differently_equal_one_device(case: Case, layout: Layout) -> None:
     check(case, layout)
 
 

@@ -86,6 +86,12 @@ def test_virtual_devices_say_where_each_replica_of_a_stage_runs() -> None:
     assert layout.idle == (2,)
 
 
+def test_virtual_devices_may_be_shared_in_one_replica_only() -> None:
+    layout = laid_out(5, replica(), stages(3, [VirtualDevice((0, 2)), VirtualDevice((0, 3)), VirtualDevice((1, 4))]))
+    assert layout.meshes == meshes_of(((0, 0, 1), (2, 3, 4)), 3)
+    assert layout.classes == {(0, 0, 1): (0,), (0, 1, 2): (1,)}
+
+
 def test_stages_on_equal_virtual_devices_share_rows() -> None:
     ends, middle = VirtualDevice((1,)), VirtualDevice((0,))
     layout = laid_out(2, None, stages(4, [ends, middle, ends, middle]))
@@ -140,30 +146,19 @@ def test_stages_on_equal_virtual_devices_share_rows() -> None:
             "  Give every stage a VirtualDevice with as many devices as there are replicas.",
         ),
         (
-            2,
-            None,
-            stages(3, [VirtualDevice((0,)), VirtualDevice((1,)), VirtualDevice((1,))]),
-            DeviceError,
-            "stages that share devices must take turns.\n"
-            "  stage(VirtualDevice((0,))) is on (0,)\n"
-            "  stage(VirtualDevice((1,))) is on (1,)\n"
-            "  stage(VirtualDevice((1,))) is on (1,)\n"
-            "  Give stage j the devices of stage j % 2.",
-        ),
-        (
             4,
             replica(2),
             stages(2, [VirtualDevice((0, 1)), VirtualDevice((1, 2))]),
             DeviceError,
-            "virtual devices that differ must have no device in common.\n"
+            "two replicas must have no device in common.\n"
             "  stage(VirtualDevice((0, 1))) is on (0, 1)\n"
             "  stage(VirtualDevice((1, 2))) is on (1, 2)\n"
             "  in stage(VirtualDevice((0, 1))) opened at train.py:2\n"
             "  in stage(VirtualDevice((1, 2))) opened at train.py:3\n"
-            "  Give two stages the same VirtualDevice, or two without a common device.",
+            "  Let the stages name other devices for each replica; stages of one replica may share a device.",
         ),
     ],
-    ids=["too few", "not divisible", "wide stage", "wrong number", "not in turns", "in common"],
+    ids=["too few", "not divisible", "wide stage", "wrong number", "in common"],
 )
 def test_a_layout_is_refused(
     devices: int, scope: Opened | None, pipeline: list[Opened], kind: type[WhaleError], message: str
@@ -272,6 +267,23 @@ def test_stages_take_turns_on_the_devices_that_a_strategy_names() -> None:
 def test_a_grid_says_on_how_many_devices_the_stages_take_turns() -> None:
     found = chosen(Strategy(schedule="device 0: 0F0 1F0 1B0 0B0"), 2, replica(2), stages(2))
     assert found.devices == ((0,), (1,))
+
+
+def test_a_grid_says_which_stages_share_a_device() -> None:
+    found = chosen(Strategy(schedule="device 0: 0F0 2F0 2B0 0B0\ndevice 1: 1F0 1B0"), 4, replica(), stages(3))
+    assert found.devices == ((0, 1, 0), (2, 3, 2))
+
+
+def test_several_grids_do_not_say_which_replica_is_of_which() -> None:
+    written = "device 0: 0F0 1F0 1B0 0B0\n\ndevice 0: 0F0 0B0\ndevice 1: 1F0 1B0"
+    with pytest.raises(PlanError) as refused:
+        chosen(Strategy(schedule=written), 3, replica(2), stages(2))
+    assert str(refused.value) == (
+        "the schedule has grids for 2 ways to share devices, and the strategy has no devices.\n"
+        "  Write devices= too, one row for each replica; or one grid."
+    )
+    given = Strategy(devices=((0, 1), (2, 2)), schedule=written)
+    assert chosen(given, 3, replica(2), stages(2)).devices == given.devices
 
 
 def test_a_strategy_for_other_stages_is_refused() -> None:

@@ -20,6 +20,7 @@ from whale_tf.ir.graph import Graph, Ref
 from whale_tf.ir.sharding import Split
 from whale_tf.ir.sharding import Value as State
 from whale_tf.plan.coupling import Coupling, resolve
+from whale_tf.plan.grids import Grids
 from whale_tf.plan.layout import Layout, cut_batch, meshes_of
 from whale_tf.plan.one_part import undivided
 from whale_tf.plan.plan import Plan
@@ -120,6 +121,16 @@ clock     0   1   2   3   4   5   6   7   8
 device 0: 0F0 0F1 .   .   0B0 -   .   0B1 -
 device 1: .   1F0 1B0 -   1F1 1B1 -   .   .
 """
+PRINTED_CLASSES = """\
+replicas 0, 2:
+clock     0   1   2   3   4   5   6   7   8
+device 0: 0F0 0F1 .   .   0B0 -   .   0B1 -
+device 1: .   1F0 1B0 -   1F1 1B1 -   .   .
+
+replica 1:
+clock     0   1   2   3   4   5   6   7   8   9   10  11
+device 0: 0F0 1F0 1B0 -   0B0 -   0F1 1F1 1B1 -   0B1 -
+"""
 PRINTED_DEVICE = """\
 1 replica, 1 stage, 1 micro-batch of 4 examples, schedule 1f1b (bubble 0%), global batch 4
 
@@ -137,6 +148,27 @@ def test_a_plan_prints_its_decisions_its_stages_and_its_schedule() -> None:
     assert str(pipeline()) + "\n" == PRINTED_PIPELINE
 
 
+def unlike() -> Plan:
+    """Pipelines of two devices, and between them a replica of one."""
+    layout = Layout((0.4, 0.2, 0.4), ("encoder", "1"), meshes_of(((0, 1), (2,), (4, 5)), 2), DEVICES)
+    return plan_of(TRAINING, facts(layout, cut_batch(20, layout.shares, 2)))
+
+
+def test_a_plan_prints_the_schedule_of_each_pipeline_class() -> None:
+    lines = str(unlike()).splitlines()
+    assert " ".join(lines[:2]) == (
+        "3 replicas (0.4, 0.2, 0.4), 2 stages, 2 micro-batches of 2x4 | 2x2 | 2x4 examples, "
+        "schedule 1f1b (bubble 33%, 0%), global batch 20"
+    )
+    assert [line.split()[:5] for line in lines[5:7]] == [
+        ["encoder", "2", "48", "CPU:0,", "CPU:2,"],
+        ["1", "6", "18", "CPU:1,", "CPU:2,"],
+    ]
+    assert "2 x 0 B" in lines[5] and "1 x 144 B" in lines[6], "what a stage keeps at most in any class"
+    assert "idle: CPU:3" in lines
+    assert "\n".join(lines[-8:]) + "\n" == PRINTED_CLASSES
+
+
 def test_a_plan_of_one_device_prints_too() -> None:
     assert str(one_device()) + "\n" == PRINTED_DEVICE
 
@@ -150,7 +182,7 @@ def test_unequal_replicas_and_micro_batches_are_written_out() -> None:
 
 def test_a_schedule_that_is_too_wide_is_only_named() -> None:
     lines = str(pipeline(micro_batches=8)).splitlines()
-    assert lines[-1] == "The schedule is 116 columns wide: print(plan.grid) shows it."
+    assert lines[-1] == "The schedule is 116 columns wide: print(plan.grids) shows it."
 
 
 def test_a_plan_prints_in_colour_on_a_console_that_has_them() -> None:
@@ -166,7 +198,7 @@ def test_devices_of_other_processes_are_told_apart() -> None:
     names, processes = ("/job:localhost/replica:0/task:0/device:GPU:1",) * 6, (0, 0, 0, 0, 1, 2)
     layout = replace(plan.layout, devices=names, processes=processes)
     assert [layout.label(device) for device in (3, 4, 5)] == ["GPU:1", "1/GPU:1", "2/GPU:1"]
-    assert "1/GPU:1, 2/GPU:1" in str(replace(plan, layout=replace(layout, idle=2)))
+    assert "1/GPU:1, 2/GPU:1" in str(replace(plan, layout=layout))
 
 
 def test_a_plan_tells_the_states_of_tensors_by_name() -> None:
@@ -199,11 +231,24 @@ def test_an_evaluation_has_only_forwards() -> None:
     plan = one_device(
         "graph step(out: y) {\n x = Input() {index=0, batch=true} : float32[BATCH]\n y = Relu(x) : float32[BATCH]\n}"
     )
-    assert plan.grid == plan.forward_grid
-    assert str(plan.grid) == "clock     0\ndevice 0: 0F0"
+    assert plan.grids == plan.forward_grids
+    assert str(plan.grids) == "clock     0\ndevice 0: 0F0"
 
 
 # Reading back.
+
+
+def test_a_plan_of_several_classes_reads_back_from_its_message() -> None:
+    plan = unlike()
+    assert [len(grid.rows) for grid in plan.grids.by_class] == [2, 1]
+    assert Plan.from_proto(plan_pb2.Plan.FromString(plan.to_proto().SerializeToString())) == plan
+
+
+def test_every_class_has_a_grid() -> None:
+    plan = unlike()
+    with pytest.raises(PlanError) as refused:
+        replace(plan, grids=Grids(plan.grids.by_class[:1]))
+    assert refused.value.details == ("there is no grid for replica 1, whose stages are on devices (0, 0)",)
 
 
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved", "zero_bubble"])

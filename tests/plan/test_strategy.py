@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from whale_tf._protos import strategy_pb2
 from whale_tf.errors import Line, PlanError, ScheduleError
-from whale_tf.plan.grid import Grid
+from whale_tf.plan.grids import Grids
 from whale_tf.plan.schedule import SCHEDULES, make_grid
 from whale_tf.plan.strategy import Strategy
 
@@ -27,6 +27,7 @@ def strategies(draw: st.DrawFn) -> Strategy:
     replicas, rows = draw(st.integers(1, 4)), draw(st.integers(1, 3))
     stages, micro_batches = rows * draw(st.integers(1, 2)), draw(st.integers(1, 4))
     schedule, backward = draw(st.sampled_from(SCHEDULES)), draw(st.booleans())
+    grid = make_grid(schedule, [j % rows for j in range(stages)], micro_batches, backward=backward)
     members = draw(st.integers(1, 2))
     numbers = draw(st.permutations(range(replicas * rows * members)))
     places = [numbers[first : first + members] for first in range(0, len(numbers), members)]
@@ -36,9 +37,7 @@ def strategies(draw: st.DrawFn) -> Strategy:
         "stages": draw(st.lists(st.text(min_size=1), min_size=stages, max_size=stages)),
         "devices": [places[replica * rows : (replica + 1) * rows] for replica in range(replicas)],
         "micro_batches": micro_batches,
-        "schedule": draw(
-            st.sampled_from((schedule, make_grid(schedule, stages, micro_batches, devices=rows, backward=backward)))
-        ),
+        "schedule": draw(st.sampled_from((schedule, Grids((grid,))))),
         "coupling": draw(st.sampled_from(("auto", "exact"))),
         "batch_norm": draw(st.sampled_from(("local", "global"))),
         "accept": draw(NAMES),
@@ -87,13 +86,50 @@ def test_numbers_of_numpy_print_as_those_of_python() -> None:
 
 
 def test_devices_that_run_a_stage_together_are_a_tuple() -> None:
-    strategy = Strategy(devices=((0, (1, 2)), ((3,), [5, 4])))
+    given: Any = ((0, (1, 2)), ((3,), [5, 4]))
+    strategy = Strategy(devices=given)
     assert str(strategy) == "Strategy(replicas=2, devices=((0, (1, 2)), (3, (5, 4))))"
 
 
 def test_a_printed_grid_is_a_schedule() -> None:
-    grid = make_grid("zero_bubble", 3, 4)
-    assert Strategy(schedule=str(grid)) == Strategy(schedule=grid)
+    grids = Grids(tuple(make_grid("zero_bubble", devices, 4) for devices in ((0, 1, 2), (0, 0, 1))))
+    assert Strategy(schedule=str(grids)) == Strategy(schedule=grids)
+
+
+def test_stages_share_devices_as_the_strategy_says() -> None:
+    devices = ((0, 0, 1, 1), (2, 3, 4, 5), (6, 7))
+    strategy = Strategy(shares=(1, 2, 1), devices=devices, schedule="1f1b")
+    text = f'Strategy(replicas=3, shares=(1.0, 2.0, 1.0), devices={devices}, schedule="1f1b")'
+    assert str(strategy) == text
+    assert Strategy.parse(text) == strategy
+
+
+def test_each_replica_takes_the_grid_for_its_devices() -> None:
+    written = "device 0: 0F0 1F0 1B0 0B0\n\ndevice 0: 0F0 0B0\ndevice 1: 1F0 1B0"
+    strategy = Strategy(devices=((0, 1), (2, 2)), schedule=written)
+    assert str(strategy) == (
+        f'Strategy(replicas=2, devices=((0, 1), (2, 2)), micro_batches=1, schedule="""\n{written}\n""")'
+    )
+    with pytest.raises(PlanError) as refused:
+        Strategy(devices=((0, 1), (2, 2)), schedule=written.partition("\n\n")[0])
+    assert str(refused.value) == (
+        "the strategy contradicts itself.\n"
+        "  the stages of replica 0 are on (0, 1), and no grid in schedule= is for that\n"
+        "  Let them agree, or leave open all but one of what disagrees."
+    )
+
+
+def test_grids_of_one_strategy_are_of_one_step() -> None:
+    with pytest.raises(ScheduleError) as refused:
+        Strategy(schedule="device 0: 0F0 0B0\n\ndevice 0: 0F0 0B0 0F1 0B1\n")
+    assert str(refused.value) == (
+        "the schedule cannot be run.\n"
+        "  device 0: 0F0 0B0\n"
+        "  device 0: 0F0 0B0 0F1 0B1\n"
+        "  the grids have other stages or micro-batches than each other\n"
+        "  two grids are for the same devices\n"
+        '  Write for each device what it does, and either B, or I and W; or use schedule="1f1b".'
+    )
 
 
 def test_what_is_known_from_something_else_is_not_left_open() -> None:
@@ -171,7 +207,7 @@ def test_all_values_that_cannot_be_are_named() -> None:
         "  replicas is True, and must be a whole number from 1 on",
         "  shares is (1, -2), and must be finite numbers above 0, one per replica",
         "  stages is 'ab', and must be names, none of them empty",
-        "  devices is ((0, 1), (1, 2)), and must be rows of equally many indices, no device twice",
+        "  devices is ((0, 1), (1, 2)), and must be rows of indices, no device in two rows",
         "  micro_batches is 0, and must be a whole number from 1 on",
         '  coupling is \'always\', and must be "auto" or "exact"',
         "  accept is 3, and must be names of operations, kinds or lines",
@@ -190,7 +226,7 @@ def test_numbers_are_whole(value: Any) -> None:
             Strategy(**{name: value})
 
 
-@pytest.mark.parametrize("devices", [((),), ((0,), (1, 2)), ((0, 0),), ((-1,),), (0, 1), ((0.0,),)])
+@pytest.mark.parametrize("devices", [((),), ((0,), (1, 0)), ((0, (0, 1)),), (((1, 1),),), ((-1,),), (0, 1), ((0.0,),)])
 def test_each_replica_has_devices_of_its_own(devices: Any) -> None:
     with pytest.raises(PlanError, match="devices is "):
         Strategy(devices=devices)
@@ -216,8 +252,7 @@ def test_all_contradictions_are_named() -> None:
         "  replicas: 3 in replicas=, 2 in shares=, 2 in devices=\n"
         "  stages: 3 in stages=, 1 in schedule=\n"
         "  micro-batches: 4 in micro_batches=, 1 in schedule=\n"
-        "  devices of a replica: 2 in devices=, 1 in schedule=\n"
-        "  3 stages cannot take turns on the 2 devices of a replica\n"
+        "  1 stage cannot take turns on the 2 devices of a replica\n"
         "  Let them agree, or leave open all but one of what disagrees."
     )
 
@@ -237,11 +272,10 @@ def test_a_grid_that_stage_functions_cannot_follow_is_refused() -> None:
         "  device 1:\n"
         "  some backwards are B, and some are I and W: all must be of one kind\n"
         "  a device has nothing to do\n"
-        "  stage 1 is on device 0, and must be on 1: stages take turns\n"
-        '  Write stage j on device j % the number of devices, and either B, or I and W; or use schedule="1f1b".'
+        '  Write for each device what it does, and either B, or I and W; or use schedule="1f1b".'
     )
     mended = "device 0: 0F0 0F1 0B0 0B1\ndevice 1: 1F0 1F1 1B0 1B1"
-    assert isinstance(Strategy(schedule=mended).schedule, Grid)
+    assert Strategy(schedule=mended).schedule == Grids.parse(mended)
 
 
 def test_what_is_said_beside_a_strategy_must_agree() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -233,18 +234,23 @@ def spread(
     fed: bool = False,
     kind: str = "CPU",
     exact: bool = False,
+    places: Sequence[Sequence[int]] = (),
+    shares: Sequence[int] = (),
 ) -> Spread:
     """A step over `replicas` x `stages` devices; four examples in each micro-batch unless it is said otherwise.
 
-    `processes` says which process each device is of.
+    `processes` says which process each device is of, `places` the device of each replica and stage, if they are not one
+    after the other, and `shares` the parts of the batch, if they are not equal.
     """
     if loss == "sum":
         text = text.replace("loss = Mean", "loss = Sum")
     examples = examples or 4 * replicas * micro_batches
     scopes = tuple(Opened(f"s{j}", "stage", f"s{j}", "", Line("train.py", j + 1)) for j in range(stages))
-    meshes = meshes_of([range(r * stages, (r + 1) * stages) for r in range(replicas)], stages)
-    devices = tuple(f"/device:{kind}:{index}" for index in range(replicas * stages))
-    layout = Layout((1 / replicas,) * replicas, tuple(scope.name for scope in scopes), meshes, devices, processes)
+    places = places or [range(r * stages, (r + 1) * stages) for r in range(replicas)]
+    devices = tuple(f"/device:{kind}:{index}" for index in range(len({*chain.from_iterable(places)})))
+    fractions = tuple(share / sum(shares) for share in shares) or (1 / replicas,) * replicas
+    names = tuple(scope.name for scope in scopes)
+    layout = Layout(fractions, names, meshes_of(places, stages), devices, processes)
     sizes = cut_batch(examples, layout.shares, micro_batches)
     if replicas * micro_batches > 1:
         states = resolved(text, examples, micro_batches=micro_batches, exact=exact)
@@ -287,7 +293,7 @@ def part_of(step: StepProgram, group: int) -> Program:
 
 
 def _at_sizes(states: States, resharded: Resharded, plan: Plan) -> dict[int, Functions]:
-    how = Cut(plan.micro_batches > 1, plan.grid.splits_backward)
+    how = Cut(plan.micro_batches > 1, plan.grids.splits_backward)
     functions = cut(resharded.graph, resharded.roles, plan.stage_of, how)
     variants: dict[int, Functions] = {}
     for size in sorted({size for row in plan.sizes for size in row}, reverse=True):

@@ -96,6 +96,16 @@ def test_calls_follow_the_schedule_on_every_device() -> None:
             assert before in program.main[after].control
 
 
+def test_calls_follow_the_schedule_of_their_replicas_class() -> None:
+    program = spread(replicas=3, stages=2, micro_batches=2, places=((0, 1), (2, 2), (3, 4)))
+    assert calls(program, 0) == ["r0/0F0", "r0/0F1", "r0/0B0", "r0/0B1"]
+    assert calls(program, 1) == ["r0/1F0", "r0/1B0", "r0/1F1", "r0/1B1"]
+    assert calls(program, 2) == [f"r1/{action}{i}" for i in range(2) for action in ("0F", "1F", "1B", "0B")]
+    for device in (0, 1):
+        assert calls(program, 3 + device) == [name.replace("r0", "r2") for name in calls(program, device)]
+    program.check()
+
+
 def test_one_micro_batch_needs_no_order_but_the_datas() -> None:
     program = spread(replicas=2, stages=2)
     assert program.program.inline

@@ -29,10 +29,16 @@ def broken(program: Spread, place: int, number: int = 0, **changes: Any) -> str:
 @given(
     **WAYS,
     stages=st.integers(1, 2),
+    shared=st.integers(0, 4),
 )
 def test_every_way_to_spread_a_step_over_gpus_is_right(
-    replicas: int, micro_batches: int, extra: int, schedule: str, loss: str, stages: int
+    replicas: int, micro_batches: int, extra: int, schedule: str, loss: str, stages: int, shared: int
 ) -> None:
+    """In the first of the replicas stages share a device."""
+    places, first = [], 0
+    for replica in range(replicas):
+        places.append([first] * stages if replica < shared else range(first, first + stages))
+        first = places[-1][-1] + 1
     program = spread(
         replicas=replicas,
         micro_batches=micro_batches,
@@ -40,6 +46,7 @@ def test_every_way_to_spread_a_step_over_gpus_is_right(
         examples=2 * replicas * micro_batches + extra,
         schedule=schedule,
         loss=loss,
+        places=places,
         kind="GPU",
     )
     program.check()

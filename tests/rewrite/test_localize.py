@@ -212,9 +212,16 @@ def test_what_the_groups_build_is_the_users_step_together_and_each_by_itself(
     fed: bool,
     data: st.DataObject,
 ) -> None:
-    """Devices may be of any processes, so groups may be unlike each other, and their examples may alternate."""
+    """Devices may be of any processes, so groups may be unlike each other, and their examples may alternate.
+
+    Stages may share a device in some replicas and not in others, and replicas may have unequal shares.
+    """
     stages = stages if text in (TRAINING, MEANS) else 1
-    count = replicas * stages
+    places, count = [], 0
+    for shared in data.draw(st.lists(st.booleans(), min_size=replicas, max_size=replicas)):
+        places.append((count,) * stages if shared else tuple(range(count, count + stages)))
+        count = places[-1][-1] + 1
+    shares = data.draw(st.lists(st.integers(2, 4), min_size=replicas, max_size=replicas))
     found = data.draw(st.lists(st.integers(0, 2), min_size=count, max_size=count))
     order = {process: number for number, process in enumerate(dict.fromkeys(found))}
     processes = tuple(order[process] for process in found)
@@ -224,6 +231,8 @@ def test_what_the_groups_build_is_the_users_step_together_and_each_by_itself(
         stages=stages,
         micro_batches=micro_batches,
         examples=4 * replicas * micro_batches + extra,
+        places=places,
+        shares=shares,
         schedule=schedule,
         processes=processes if max(processes) else (),
         fed=fed and all(a <= b for a, b in pairwise(processes)),

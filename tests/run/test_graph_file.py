@@ -65,7 +65,7 @@ def nodes_of(graph: graph_pb2.GraphDef) -> dict[str, Any]:
 def test_each_action_is_a_call_in_the_scope_of_its_replica_and_stage(step: Step, graph: graph_pb2.GraphDef) -> None:
     calls = {node.name for node in graph.node if node.op == "StatefulPartitionedCall"}
     stages = ["stage_0", "stage_1_the_head"]
-    actions = [action for row in step.schedule.rows for action in row]
+    actions = [action for row in step.schedule.by_class[0].rows for action in row]
     assert calls == {f"replica_{r}/{stages[action.stage]}/{action}" for r in range(2) for action in actions}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +120,68 @@ def test_a_grid_that_the_user_wrote_runs(schedule: str) -> None:
     assert step.plan.schedule == "by hand"
     step.prepare(batch(12))
     rows = [row.partition(": ")[2] for row in schedule.strip().splitlines()]
-    assert [" ".join(map(str, row)) for row in step.schedule.rows] == rows
+    assert [" ".join(map(str, row)) for row in step.schedule.by_class[0].rows] == rows
     step.prepare(batch(4))  # two micro-batches of one example in each replica
-    assert [" ".join(map(str, row)) for row in step.schedule.rows] == [
+    assert [" ".join(map(str, row)) for row in step.schedule.by_class[0].rows] == [
         " ".join(word for word in row.split() if not word.endswith("2")) for row in rows
     ]
     assert "schedule by hand" in str(step.plan)
+
+
+UNLIKE = ((0, 0), (1, 2), (7, 3))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_replicas_may_be_cut_differently(schedule: str, tmp_path: Path) -> None:
+    strategy = whale.Strategy(shares=(1, 3, 2), devices=UNLIKE, micro_batches=2, schedule=schedule)
+    step = check_equal(strategy, count=2)
+    assert step.plan.layout.classes == {(0, 0): (0,), (0, 1): (1, 2)}
+    path = tmp_path / "strategy.txt"
+    path.write_text(str(step.strategy))
+    again = whale.function(strategy=path)(training(weights()))
+    assert again.prepare(batch(5)).fingerprint == step.plan.fingerprint
+    step.save_graph(tmp_path)
+
+
+def test_a_schedule_of_several_classes_is_a_schedule_again() -> None:
+    named = whale.Strategy(devices=UNLIKE, micro_batches=2, schedule="zero_bubble")
+    grids = whale.function(strategy=named)(training(weights())).prepare(batch(12)).grids
+    by_hand = replace(named, schedule=str(grids))
+    assert by_hand.schedule == grids
+    assert whale.function(strategy=by_hand)(training(weights())).prepare(batch(12)).grids == grids
+    check_equal(by_hand)
+
+
+def test_a_grid_for_one_class_is_refused_for_another() -> None:
+    with pytest.raises(whale.PlanError) as refused:
+        whale.Strategy(devices=UNLIKE, schedule=WRITTEN)
+    assert "the stages of replica 0 are on (0, 0), and no grid in schedule= is for that" in str(refused.value)
+    one_device = "device 0: 0F0 1F0 0F1 1F1 0F2 1F2 1B0 0B0 1B1 0B1 1B2 0B2"
+    check_equal(whale.Strategy(devices=UNLIKE, schedule=f"{WRITTEN}\n{one_device}"))
+
+
+def test_scopes_may_cut_replicas_differently() -> None:
+    own, plain = weights(), weights()
+
+    def made(variables: list[tf.Variable]) -> Callable[..., Any]:
+        def step(x: Any) -> Any:
+            with tf.GradientTape() as tape, whale.replica():
+                with whale.stage(whale.VirtualDevice((0, 2))):
+                    h = tf.tanh(x @ variables[0])
+                with whale.stage(whale.VirtualDevice((1, 2))):
+                    h = h @ variables[1]
+                    loss = tf.reduce_mean(tf.square(h - 1))
+            descend(tape, loss, variables)
+            return loss, h
+
+        return step
+
+    step = whale.function(micro_batches=2)(made(own))
+    for got, want in zip(step(batch(12)), tf.function(made(plain))(batch(12)), strict=True):
+        np.testing.assert_allclose(got, want, rtol=ROUNDING, atol=ROUNDING)
+    for got, want in zip(values(own), values(plain), strict=True):
+        np.testing.assert_allclose(got, want, rtol=ROUNDING, atol=ROUNDING)
+    assert step.strategy.devices == ((0, 1), (2,))
 
 
 def test_a_grid_serves_a_step_without_gradients() -> None:
@@ -136,7 +193,7 @@ def test_a_grid_serves_a_step_without_gradients() -> None:
             return h + 1
 
     np.testing.assert_array_equal(step(batch(6)), batch(6) * 2 + 1)
-    assert [" ".join(map(str, row)) for row in step.schedule.rows] == ["0F0 0F1 0F2", "1F0 1F2 1F1"]
+    assert [" ".join(map(str, row)) for row in step.schedule.by_class[0].rows] == ["0F0 0F1 0F2", "1F0 1F2 1F1"]
 
 
 def test_a_grid_without_a_backward_is_refused_for_training() -> None:

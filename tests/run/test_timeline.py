@@ -28,7 +28,11 @@ def batch() -> list[tf.Tensor]:
 
 
 def made(
-    stages: int, replicas: int | None = None, micro_batches: int = 4, schedule: str = "1f1b"
+    stages: int,
+    replicas: int | None = None,
+    micro_batches: int = 4,
+    schedule: str = "1f1b",
+    places: tuple[tuple[int, ...], ...] = (),
 ) -> tuple[Step, list[Any]]:
     """A step of one Dense layer per stage, and its variables."""
     keras.utils.set_random_seed(7)
@@ -36,7 +40,7 @@ def made(
     variables = [variable for layer in layers for variable in layer.trainable_variables]
     optimizer = optimized(keras.optimizers.Adam(0.01), variables)
 
-    @whale.function(micro_batches=micro_batches, schedule=schedule)
+    @whale.function(strategy=whale.Strategy(devices=places), micro_batches=micro_batches, schedule=schedule)
     def step(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
         with tf.GradientTape() as tape, whale.replica(replicas):
             for position, layer in enumerate(layers):
@@ -64,6 +68,7 @@ def timeline_of(**arrangement: Any) -> tuple[Timeline, Step]:
         (2, {"stages": 2, "schedule": "zero_bubble"}),
         (2, {"stages": 4, "schedule": "interleaved"}),
         (2, {"stages": 1, "replicas": 2, "micro_batches": 1}),
+        (4, {"stages": 3, "places": ((0, 1, 1), (2, 3, 2)), "schedule": "zero_bubble"}),
     ],
     ids=str,
 )
@@ -71,7 +76,8 @@ def test_each_row_is_the_row_of_the_schedule(devices: int, arrangement: dict[str
     whale.init(devices)
     timeline, step = timeline_of(**arrangement)
     for replica in range(step.plan.layout.replicas):
-        for row, device in zip(step.schedule.rows, step.plan.layout.devices_of(replica), strict=True):
+        rows = step.plan.grid_of(replica).rows
+        for row, device in zip(rows, step.plan.layout.devices_of(replica), strict=True):
             actions = [slice for slice in timeline.row(device) if slice.name != "U"]
             assert [slice.name for slice in actions] == [str(action) for action in row]
             assert {slice.replica for slice in actions} == {replica}

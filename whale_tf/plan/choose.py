@@ -13,7 +13,7 @@ from itertools import chain
 from whale_tf.annotate.cluster import Cluster, VirtualDevice
 from whale_tf.annotate.subgroup import Opened
 from whale_tf.errors import DeviceError, PlanError
-from whale_tf.plan.grid import Grid
+from whale_tf.plan.grids import Grids
 from whale_tf.plan.request import Request
 from whale_tf.plan.strategy import Place, Strategy, members_of
 from whale_tf.plan.widths import mesh_devices, refuse_mixed_meshes, refuse_wide_stages
@@ -37,18 +37,19 @@ def choose(given: Strategy, request: Request, cluster: Cluster, advise: Callable
     replicas, shares = given.replicas, given.shares
     if replicas is None:
         replicas, shares = (scope.count, scope.shares or ()) if scope is not None else (1, ())
-    if request.splits:
-        devices = mesh_devices(given, request, cluster, replicas, advise)
-        replicas = len(devices)
-    else:
-        rows = _rows(given, request, schedule, (replicas or 1, len(cluster)))
-        replicas = replicas or _as_many_as_fit(request, rows, len(cluster))
-        devices = given.devices or _places(request, cluster, replicas, rows, advise)
+    devices = given.devices
+    if not devices and request.splits:
+        devices = mesh_devices(request, cluster, replicas, advise)
+    elif not devices and any(isinstance(scope.devices, VirtualDevice) for scope in request.stages):
+        devices = _virtual_places(request, cluster, replicas)
+    elif not devices:
+        row = _row(request, schedule, (replicas or 1, len(cluster)))
+        devices = _places(request, len(cluster), replicas, row, advise)
     _refuse_missing(devices, len(cluster), advise)
     refuse_mixed_meshes(devices, cluster)
     return replace(
         given,
-        replicas=replicas,
+        replicas=len(devices),
         shares=shares,
         stages=request.names,
         devices=devices,
@@ -63,11 +64,14 @@ def _refuse_other_stages(given: Strategy, request: Request) -> None:
     if given.stages and given.stages != request.names:
         wrong.append(f"its stages are {', '.join(map(repr, given.stages))}")
         open_again.add("stages")
-    if given.devices and stages % len(given.devices[0]):
-        wrong.append(f"each replica has {len(given.devices[0])} devices for the stages, which must divide their number")
+    counts = dict.fromkeys(len(row) for row in given.devices if stages % len(row))
+    if counts:
+        listed = " or ".join(map(str, counts))
+        wrong.append(f"each replica has {listed} devices for the stages, which must divide their number")
         open_again.add("devices")
-    if isinstance(given.schedule, Grid) and given.schedule.stages != stages:
-        wrong.append(f"its schedule is for {given.schedule.stages} stage{'s' * (given.schedule.stages > 1)}")
+    scheduled = given.schedule.by_class[0].stages if isinstance(given.schedule, Grids) else stages
+    if scheduled != stages:
+        wrong.append(f"its schedule is for {scheduled} stage{'s' * (scheduled > 1)}")
         open_again.add("schedule")
     if wrong:
         own = ", ".join(map(repr, request.names)) or "no stage scope"
@@ -80,21 +84,37 @@ def _refuse_other_stages(given: Strategy, request: Request) -> None:
         )
 
 
-def _rows(given: Strategy, request: Request, schedule: str | Grid, counts: tuple[int, int]) -> int:
-    """Devices per replica: one per stage, fewer if stages share devices.
+def _row(request: Request, schedule: str | Grids, counts: tuple[int, int]) -> tuple[int, ...]:
+    """The devices of one replica, counted from 0: one per stage, fewer if stages share devices.
 
     Args:
       counts: of replicas, at least, and of devices.
     """
-    if given.devices:
-        return len(given.devices[0])
-    if isinstance(schedule, Grid):
-        return len(schedule.rows)
-    virtual = {str(scope.devices) for scope in request.stages if isinstance(scope.devices, VirtualDevice)}
     stages, (replicas, total) = max(1, len(request.stages)), counts
-    if virtual or schedule != "interleaved":
-        return len(virtual) or stages
-    return max((rows for rows in range(1, stages + 1) if stages % rows == 0 and rows * replicas <= total), default=1)
+    if isinstance(schedule, Grids):
+        return _row_of(schedule)
+    if schedule != "interleaved":
+        return tuple(range(stages))
+    fitting = (rows for rows in range(1, stages + 1) if stages % rows == 0 and rows * replicas <= total)
+    return tuple(range(max(fitting, default=1)))
+
+
+def _row_of(grids: Grids) -> tuple[int, ...]:
+    """The devices that a grid is for."""
+    grid, *others = grids.by_class
+    if others:
+        raise PlanError(
+            f"the schedule has grids for {len(grids.by_class)} ways to share devices, and the strategy has no devices",
+            way_out="Write devices= too, one row for each replica; or one grid.",
+        )
+    return _of_one_turn([grid.device_of(stage) for stage in range(grid.stages)])
+
+
+def _of_one_turn(row: Sequence[int]) -> tuple[int, ...]:
+    """The devices of a replica without those that follow because stages take turns: (1, 0) of (1, 0, 1, 0)."""
+    stages = len(row)
+    turns = (size for size in range(1, stages + 1) if stages % size == 0)
+    return next(tuple(row[:size]) for size in turns if [*row] == [*row[:size]] * (stages // size))
 
 
 def _as_many_as_fit(request: Request, rows: int, total: int) -> int:
@@ -125,10 +145,18 @@ def _refuse_missing(devices: Sequence[Sequence[Place]], total: int, advise: Call
 
 
 def _places(
-    request: Request, cluster: Cluster, count: int, rows: int, advise: Callable[[int], str]
+    request: Request, total: int, replicas: int | None, row: Sequence[int], advise: Callable[[int], str]
 ) -> tuple[tuple[int, ...], ...]:
-    """The devices of each replica: those that the stage scopes name, else in the order of the cluster."""
-    total, needed = len(cluster), count * rows
+    """The devices of each replica, in the order of the cluster.
+
+    Args:
+      total: how many devices there are.
+      replicas: how many; None for as many as fit.
+      row: those of the first replica.
+    """
+    rows = len({*row})
+    count = replicas or _as_many_as_fit(request, rows, total)
+    needed = count * rows
     if needed > total:
         scope = [str(scope) for scope in (request.replica, *request.stages) if scope is not None]
         raise DeviceError(
@@ -140,9 +168,7 @@ def _places(
             scope=scope[:4],
             way_out=advise(needed),
         )
-    if any(isinstance(scope.devices, VirtualDevice) for scope in request.stages):
-        return _virtual_places(request, cluster, count, rows)
-    return tuple(tuple(range(replica * rows, (replica + 1) * rows)) for replica in range(count))
+    return tuple(tuple(replica * rows + device for device in row) for replica in range(count))
 
 
 def _repeated(stages: Sequence[Opened]) -> list[str]:
@@ -155,9 +181,11 @@ def _repeated(stages: Sequence[Opened]) -> list[str]:
     ]
 
 
-def _virtual_places(request: Request, cluster: Cluster, count: int, rows: int) -> tuple[tuple[int, ...], ...]:
+def _virtual_places(request: Request, cluster: Cluster, replicas: int | None) -> tuple[tuple[int, ...], ...]:
+    """The devices of each replica that the stage scopes name."""
     virtual = [scope.devices for scope in request.stages]
     indices = [devices.indices(cluster) if isinstance(devices, VirtualDevice) else () for devices in virtual]
+    count = replicas or max(map(len, indices))
     wrong = [scope for scope, found in zip(request.stages, indices, strict=True) if len(found) != count]
     if wrong:
         raise DeviceError(
@@ -166,19 +194,13 @@ def _virtual_places(request: Request, cluster: Cluster, count: int, rows: int) -
             scope=[str(scope) for scope in wrong],
             way_out="Give every stage a VirtualDevice with as many devices as there are replicas.",
         )
-    if any(found != indices[stage % rows] for stage, found in enumerate(indices)):
-        raise DeviceError(
-            "stages that share devices must take turns",
-            details=[f"{scope.label} is on {found}" for scope, found in zip(request.stages, indices, strict=True)],
-            way_out=f"Give stage j the devices of stage j % {rows}.",
-        )
-    places = tuple(tuple(indices[row][replica] for row in range(rows)) for replica in range(count))
-    twice = [place for place, times in Counter(chain.from_iterable(places)).items() if times > 1]
+    places = tuple(map(_of_one_turn, zip(*indices, strict=True)))
+    twice = [device for device, times in Counter(chain.from_iterable(map(set, places))).items() if times > 1]
     if twice:
         raise DeviceError(
-            "virtual devices that differ must have no device in common",
+            "two replicas must have no device in common",
             details=[f"{scope.label} is on {found}" for scope, found in zip(request.stages, indices, strict=True)],
             scope=[str(scope) for scope, found in zip(request.stages, indices, strict=True) if {*twice} & {*found}],
-            way_out="Give two stages the same VirtualDevice, or two without a common device.",
+            way_out="Let the stages name other devices for each replica; stages of one replica may share a device.",
         )
     return places

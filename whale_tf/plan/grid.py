@@ -11,8 +11,9 @@ takes none.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 
 from whale_tf._protos import plan_pb2
@@ -114,12 +115,25 @@ class Grid:
         Raises:
           ScheduleError: none does.
         """
-        for device, row in enumerate(self.rows):
-            if any(action.stage == stage for action in row):
-                return device
-        raise ScheduleError(
-            f"no device runs stage {stage}", details=rows_text(self), way_out=f"Use a stage below {self.stages}."
-        )
+        if stage not in self._devices:
+            raise ScheduleError(
+                f"no device runs stage {stage}", details=rows_text(self), way_out=f"Use a stage below {self.stages}."
+            )
+        return self._devices[stage]
+
+    @cached_property
+    def _devices(self) -> dict[int, int]:
+        """The row of each stage that there is."""
+        return {action.stage: device for device, row in reversed([*enumerate(self.rows)]) for action in row}
+
+    @cached_property
+    def pattern(self) -> tuple[int, ...]:
+        """Which stages share a device, as `pattern_of` tells it.
+
+        Raises:
+          ScheduleError: no device runs one of them.
+        """
+        return pattern_of([self.device_of(stage) for stage in range(self.stages)])
 
     @classmethod
     def parse(cls, text: str) -> Grid:
@@ -164,6 +178,18 @@ class Grid:
         """
         rows = tuple(tuple(map(Action.parse, row.split())) for row in message.rows)
         return cls(rows, message.stages, message.micro_batches)
+
+
+def pattern_of(devices: Sequence[Hashable]) -> tuple[int, ...]:
+    """Which stages share a device: (4, 4, 7, 4) is (0, 0, 1, 0).
+
+    Args:
+      devices: of each stage its device, or what stands for it.
+    Returns:
+      for each stage the number of its device, in the order of the devices' first stages.
+    """
+    numbers = {device: number for number, device in enumerate(dict.fromkeys(devices))}
+    return tuple(numbers[device] for device in devices)
 
 
 def dependencies(grid: Grid) -> dict[Action, tuple[Action, ...]]:

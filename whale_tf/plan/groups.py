@@ -3,8 +3,9 @@
     process 0    process 1    process 2          replicas 0 and 1 share process 0, replica 2 has two of its own
     r0  r1       r2 stage 0   r2 stage 1         groups: (0, 1), (2)
 
-Nothing but collectives joins two groups, so each process builds the program of its own group only. What one group does,
-every group with as many replicas does alike, on its own devices: they are of one *kind*, and a plan says it once.
+Nothing but collectives joins two groups, so each process builds the program of its own group only. What one group does
+once per step, every group with as many replicas does alike, on its own devices: they are of one *kind*, and a plan says
+it once.
 """
 
 from __future__ import annotations

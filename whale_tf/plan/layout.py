@@ -12,6 +12,7 @@ from itertools import accumulate, chain
 
 from whale_tf.annotate.cluster import Cluster
 from whale_tf.errors import BatchError, Line
+from whale_tf.plan.grid import pattern_of
 from whale_tf.plan.groups import Groups, find_groups
 from whale_tf.plan.strategy import Place, Strategy, members_of
 
@@ -66,6 +67,14 @@ class Layout:
     def devices_of(self, replica: int) -> tuple[int, ...]:
         """The devices of a replica, each once, in the order of its stages."""
         return tuple(dict.fromkeys(chain.from_iterable(self.meshes[replica])))
+
+    @cached_property
+    def classes(self) -> dict[tuple[int, ...], tuple[int, ...]]:
+        """The replicas of each pipeline class, by which stages share a mesh, as `pattern_of` tells it."""
+        found: dict[tuple[int, ...], list[int]] = {}
+        for replica, meshes in enumerate(self.meshes):
+            found.setdefault(pattern_of(meshes), []).append(replica)
+        return {pattern: tuple(replicas) for pattern, replicas in found.items()}
 
     @cached_property
     def idle(self) -> tuple[int, ...]:

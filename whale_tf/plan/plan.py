@@ -16,7 +16,8 @@ from whale_tf._protos import plan_pb2
 from whale_tf.errors import PlanError
 from whale_tf.ir.graph import Ref
 from whale_tf.ir.sharding import WHOLE, Value
-from whale_tf.plan.grid import Grid
+from whale_tf.plan.grid import Grid, pattern_of
+from whale_tf.plan.grids import Grids
 from whale_tf.plan.layout import HOST_SEAT, Layout
 from whale_tf.plan.mesh_use import MeshUse
 from whale_tf.plan.residency import VariableLayout
@@ -32,8 +33,8 @@ class Plan:
       layout: the devices of each replica and stage.
       sizes: for each replica, how many examples each micro-batch holds.
       schedule: the schedule's name; `by hand` if the user wrote the grid.
-      grid: the order of actions on each device of a replica.
-      forward_grid: the same for phases that have no backward.
+      grids: the order of actions on each device of a replica, for each pipeline class (`layout.classes`).
+      forward_grids: the same for phases that have no backward.
       stage_of: the stage of every operation that runs per micro-batch.
       seat_of: where every operation runs that runs once per step: the seat that it has in a group of replicas, for each
         kind of group.
@@ -55,8 +56,8 @@ class Plan:
     layout: Layout
     sizes: tuple[tuple[int, ...], ...]
     schedule: str
-    grid: Grid
-    forward_grid: Grid
+    grids: Grids
+    forward_grids: Grids
     stage_of: Mapping[str, int]
     seat_of: Mapping[str, tuple[int, ...]]
     once: tuple[str, ...]
@@ -90,9 +91,14 @@ class Plan:
         )
         if len({len(row) for row in self.sizes}) > 1:
             yield f"replicas have {', '.join(str(len(row)) for row in self.sizes)} micro-batches"
-        counts = (len(self.stages), self.grid.stages, self.forward_grid.stages)
-        if set(counts) != {stages}:
-            yield f"the layout has {stages} stages, costs and grids have {', '.join(map(str, counts))}"
+        if len(self.stages) != stages:
+            yield f"the layout has {stages} stages, and there are costs of {len(self.stages)}"
+        yield from (
+            f"there is no grid for replica {replicas[0]}, whose stages are on devices {pattern}"
+            for grids in (self.grids, self.forward_grids)
+            for pattern, replicas in self.layout.classes.items()
+            if pattern not in grids.patterns
+        )
         yield from (
             f"bucket {index} is reduced by a collective, and there are {len(self.buckets)}"
             for index in self.collective
@@ -135,6 +141,10 @@ class Plan:
         of_kind = self.seat_of.get(name, (HOST_SEAT,))
         kind = self.layout.groups.kind_of(group)
         return self.layout.device_at(group, of_kind[kind if kind < len(of_kind) else 0])
+
+    def grid_of(self, replica: int, *, backward: bool = True) -> Grid:
+        """The order of actions on each device of a replica; without a backward, in phases that have none."""
+        return (self.grids if backward else self.forward_grids).of(pattern_of(self.layout.meshes[replica]))
 
     @property
     def micro_batches(self) -> int:
@@ -220,7 +230,7 @@ class Plan:
             layout=self.layout,
             sizes=self.sizes,
             schedule=self.schedule,
-            grid=self.grid,
+            grids=self.grids,
             stages=self.stages,
             values=self.values,
             meshes=self.meshes,
@@ -233,8 +243,8 @@ class Plan:
             layout=_layout_message(self.layout),
             sizes=[plan_pb2.Sizes(examples=row) for row in self.sizes],
             schedule=self.schedule,
-            grid=self.grid.to_proto(),
-            forward_grid=self.forward_grid.to_proto(),
+            grids=self.grids.to_proto(),
+            forward_grids=self.forward_grids.to_proto(),
             stage_of=self.stage_of,
             seat_of={name: plan_pb2.Seats(kinds=of_kind) for name, of_kind in self.seat_of.items()},
             once=self.once,
@@ -264,8 +274,8 @@ class Plan:
             layout=_layout(message.layout),
             sizes=tuple(tuple(row.examples) for row in message.sizes),
             schedule=message.schedule,
-            grid=Grid.from_proto(message.grid),
-            forward_grid=Grid.from_proto(message.forward_grid),
+            grids=Grids.from_proto(message.grids),
+            forward_grids=Grids.from_proto(message.forward_grids),
             stage_of=dict(sorted(message.stage_of.items())),
             seat_of={name: tuple(message.seat_of[name].kinds) for name in sorted(message.seat_of)},
             once=tuple(message.once),

@@ -10,7 +10,7 @@ from whale_tf.ir.graph import Graph, Ref
 from whale_tf.ir.sharding import WHOLE, Value
 from whale_tf.plan.buckets import choose_collectives, fill_buckets
 from whale_tf.plan.check_schedule import check_grid
-from whale_tf.plan.grid import Grid
+from whale_tf.plan.grids import Grids
 from whale_tf.plan.layout import Layout
 from whale_tf.plan.merges import find_merges
 from whale_tf.plan.owners import assign_owners, place_update
@@ -50,7 +50,7 @@ class Facts:
     request: Request
     layout: Layout
     sizes: tuple[tuple[int, ...], ...]
-    schedule: str | Grid
+    schedule: str | Grids
     home_of: Mapping[str, int]
     line_of: Callable[[str], Line]
     targets: Mapping[int, tuple[str, ...]]
@@ -81,25 +81,30 @@ def make_plan(graph: Graph, roles: Roles, values: Mapping[Ref, Value], facts: Fa
     seat_of, once = place_update(graph, roles, stage_of, layout, owner, facts.calls)
     buckets = fill_buckets(graph, roles, layout, seat_of)
 
-    devices = len({*layout.meshes[0]})
-    forward_grid = make_grid(facts.schedule, stages, micro_batches, devices=devices, backward=False)
-    grid = make_grid(facts.schedule, stages, micro_batches, devices=devices) if roles.backward else forward_grid
-    report = check_grid(grid)
+    forward_grids, grids = (_make_grids(facts, backward) for backward in (False, bool(roles.backward)))
+    peaks = zip(*(check_grid(grid).peak_live for grid in grids.by_class), strict=True)
 
     return Plan(
         layout=layout,
         sizes=facts.sizes,
         schedule=facts.schedule if isinstance(facts.schedule, str) else BY_HAND,
-        grid=grid,
-        forward_grid=forward_grid,
+        grids=grids,
+        forward_grids=forward_grids,
         stage_of=stage_of,
         seat_of=seat_of,
         once=once,
         variables=lay_out_variables(graph, roles, stage_of, seat_of, layout, owner, facts.refusable),
         home_of=facts.home_of,
         merges=find_merges(graph, roles, values) if parts > 1 else {},
-        stages=stage_costs(facts.micro, roles, stage_of, layout.stages, report.peak_live),
+        stages=stage_costs(facts.micro, roles, stage_of, layout.stages, [*map(max, peaks)]),
         buckets=buckets,
         collective=choose_collectives(graph, buckets, layout, stage_of, seat_of),
         values={ref: value for ref, value in values.items() if value.state != WHOLE} if parts > 1 else {},
     )
+
+
+def _make_grids(facts: Facts, backward: bool) -> Grids:
+    """A grid for each pipeline class."""
+    micro_batches = len(facts.sizes[0])
+    made = (make_grid(facts.schedule, row, micro_batches, backward=backward) for row in facts.layout.classes)
+    return Grids(tuple(made))

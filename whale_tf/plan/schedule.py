@@ -1,5 +1,10 @@
 """Pipeline schedules by name: in which order each device of one replica runs its stages' micro-batches.
 
+Stages that follow each other on one device are run as one: the schedule is made for a *coarse* pipeline, and each of
+its actions is expanded into those of its stages.
+
+    stages 0 1 2 3 on devices 0 0 1 1     coarse 0F0 = 0F0 1F0     coarse 0B0 = 1B0 0B0
+
 Each schedule is a closed form, one row at a time. `check_schedule.check_grid` proves a grid free of deadlock and says
 what it costs; S stages, M micro-batches and D devices below, bubbles in clock steps of `grid.CLOCK_STEPS`.
 """
@@ -7,44 +12,70 @@ what it costs; S stages, M micro-batches and D devices below, bubbles in clock s
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
-from itertools import chain, pairwise
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import chain, groupby, pairwise
 
 from whale_tf.errors import ScheduleError
-from whale_tf.plan.grid import Action, Grid, dependencies, place, rows_text
-
-__all__ = ["SCHEDULES", "Action", "Grid", "make_grid"]
+from whale_tf.plan.grid import Action, Grid, dependencies, pattern_of, place, rows_text
+from whale_tf.plan.grids import Grids
 
 SCHEDULES = ("gpipe", "1f1b", "interleaved", "zero_bubble")
 
 
-def make_grid(
-    schedule: str | Grid, stages: int, micro_batches: int, *, devices: int | None = None, backward: bool = True
-) -> Grid:
+def make_grid(schedule: str | Grids, devices: Sequence[Hashable], micro_batches: int, *, backward: bool = True) -> Grid:
     """The order of one step under a named schedule.
 
-    With fewer devices than stages, stage j lives on device j % devices. Then only `interleaved` is made for it; the
-    others are made for one device per stage and folded, which keeps the order, and so the memory, of every stage.
+    Where a device has several coarse stages that take turns, as on devices 0 1 0 1, `interleaved` is made for it. Else
+    such a schedule is made for one device per coarse stage and folded, which keeps the order, and so the memory, of
+    every stage.
 
     Args:
-      schedule: one of SCHEDULES; or a grid for these stages and devices, and for as many micro-batches or more.
-      stages: 1 or more.
+      schedule: one of SCHEDULES; or grids, of which one is for these devices and for as many micro-batches or more.
+      devices: of each stage its device, or what stands for it; rows are in the order of their first stages.
       micro_batches: 1 or more.
-      devices: how many the replica has; the stages must divide by it. By default one per stage.
       backward: whether there is one; an evaluation step has forwards only, the same under every schedule.
     Raises:
-      ScheduleError: an unknown schedule, numbers that do not fit, or a grid without the backward.
+      ScheduleError: an unknown schedule, numbers below 1, or a grid without the backward.
     """
-    if isinstance(schedule, Grid):
-        return _of_grid(schedule, micro_batches, backward)
-    devices = stages if devices is None else devices
-    _refuse_wrong_arguments(schedule, stages, micro_batches, devices)
-    if backward and schedule == "interleaved" and devices < stages:
-        rows = tuple(_interleaved(device, devices, stages, micro_batches) for device in range(devices))
-        return Grid(rows, stages, micro_batches)
+    pattern = pattern_of(devices)
+    if isinstance(schedule, Grids):
+        return _of_grid(schedule.of(pattern), micro_batches, backward)
+    _refuse_wrong_arguments(schedule, len(pattern), micro_batches)
+    runs = [(device, [*stages]) for device, stages in groupby(range(len(pattern)), key=pattern.__getitem__)]
+    coarse = _coarse(schedule, [device for device, _ in runs], micro_batches, backward)
+    return _expanded(coarse, [stages for _, stages in runs])
+
+
+def _coarse(schedule: str, rows: Sequence[int], micro_batches: int, backward: bool) -> Grid:
+    """The grid of stages of which no two that follow each other are on one device.
+
+    Args:
+      rows: of each stage its device.
+    """
+    stages, devices = len(rows), len({*rows})
+    in_turns = stages % devices == 0 and all(row == stage % devices for stage, row in enumerate(rows))
+    if backward and schedule == "interleaved" and in_turns and devices < stages:
+        made = tuple(_interleaved(device, devices, stages, micro_batches) for device in range(devices))
+        return Grid(made, stages, micro_batches)
     row_of = _ROWS[schedule] if backward else _forwards
-    rows = tuple(row_of(stage, stages, micro_batches) for stage in range(stages))
-    return _folded(Grid(rows, stages, micro_batches), devices)
+    made = tuple(row_of(stage, stages, micro_batches) for stage in range(stages))
+    return _folded(Grid(made, stages, micro_batches), rows)
+
+
+def _expanded(coarse: Grid, stages: Sequence[Sequence[int]]) -> Grid:
+    """A grid of coarse stages as one of their stages: forwards in order, backwards, of whatever kind, in reverse.
+
+    What an action of a coarse stage needs ends before it, so what one of its stages needs from others does too.
+    """
+    rows = tuple(
+        tuple(
+            Action(stage, action.kind, action.micro_batch)
+            for action in row
+            for stage in stages[action.stage][:: 1 if action.kind == "F" else -1]
+        )
+        for row in coarse.rows
+    )
+    return Grid(rows, sum(map(len, stages)), coarse.micro_batches)
 
 
 def _of_grid(grid: Grid, micro_batches: int, backward: bool) -> Grid:
@@ -132,17 +163,18 @@ def _alternating(forwards: Sequence[Action], backwards: Sequence[Action], *, ahe
     return (*forwards[:ahead], *steady, *backwards[len(forwards) - ahead :])
 
 
-def _folded(grid: Grid, devices: int) -> Grid:
-    """A grid of one stage per device, on fewer devices: rows that fall on one device merge by clock step.
+def _folded(grid: Grid, devices: Sequence[int]) -> Grid:
+    """A grid of one stage per device, on these: rows that fall on one device merge by clock step.
 
     What an action needs starts at an earlier clock step, so the merged order still has it before, and never deadlocks.
     """
     starts = place(grid, dependencies(grid))
     rows = []
-    for device in range(devices):
+    for device in range(max(devices) + 1):
         timed = [
             (start, -stage, action)
-            for stage in range(device, grid.stages, devices)
+            for stage in range(grid.stages)
+            if devices[stage] == device
             for start, action in zip(starts[stage], grid.rows[stage], strict=True)
         ]
         # At the same clock step the later stage goes first: more devices wait for it.
@@ -150,7 +182,7 @@ def _folded(grid: Grid, devices: int) -> Grid:
     return Grid(tuple(rows), grid.stages, grid.micro_batches)
 
 
-def _refuse_wrong_arguments(schedule: str, stages: int, micro_batches: int, devices: int) -> None:
+def _refuse_wrong_arguments(schedule: str, stages: int, micro_batches: int) -> None:
     if schedule not in SCHEDULES:
         near = difflib.get_close_matches(str(schedule).lower(), SCHEDULES, n=1, cutoff=0.5)
         question = f"Did you mean {near[0]!r}? " if near else ""
@@ -158,14 +190,7 @@ def _refuse_wrong_arguments(schedule: str, stages: int, micro_batches: int, devi
             f"there is no schedule {schedule!r}",
             way_out=question + "Use one of " + ", ".join(map(repr, SCHEDULES)) + ".",
         )
-    counts = {"stages": stages, "micro_batches": micro_batches, "devices": devices}
+    counts = {"stages": stages, "micro_batches": micro_batches}
     small = [f"{name} is {count}" for name, count in counts.items() if count < 1]
     if small:
         raise ScheduleError("a schedule needs at least one of each", details=small, way_out="Use 1 or more.")
-    if stages % devices:
-        fitting = [str(count) for count in range(1, stages + 1) if stages % count == 0]
-        raise ScheduleError(
-            f"cannot put {stages} stages on {devices} devices",
-            details=[f"{stages} % {devices} = {stages % devices}, and every device runs as many stages"],
-            way_out=f"Use {' or '.join(fitting)} devices.",
-        )

@@ -25,7 +25,7 @@ class StageCost:
       bytes_in: bytes of activations and gradients received per micro-batch.
       bytes_out: the same, sent.
       residual_bytes: bytes that one micro-batch's forward keeps for its backward.
-      peak_live: micro-batches whose residuals are kept at the same time, at most.
+      peak_live: micro-batches whose residuals are kept at the same time, at most, in any pipeline class.
     """
 
     name: str

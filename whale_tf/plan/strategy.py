@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -21,7 +22,8 @@ from typing import Any, NamedTuple, TypeAlias
 from whale_tf._protos import plan_pb2, strategy_pb2
 from whale_tf.errors import Line, PlanError, ScheduleError
 from whale_tf.plan.check_schedule import check_grid
-from whale_tf.plan.grid import Grid, rows_text
+from whale_tf.plan.grid import pattern_of, rows_text
+from whale_tf.plan.grids import Grids
 from whale_tf.plan.schedule import make_grid
 
 Place: TypeAlias = int | tuple[int, ...]  # where a stage runs: a device; or several, which run it together
@@ -43,12 +45,14 @@ class Strategy:
       stages: the names of the stages in the order of the pipeline; one without a name is called by its number. They
         are the step's own: a strategy with others does not fit it.
       devices: for each replica where its stages run, as indices into the cluster: for each stage a device, or a tuple
-        of those that run it together. Where there are fewer entries than stages, the stages take turns: stage j is on
-        entry j % their number. Left open, as the stage scopes say, else in the order of the cluster.
+        of those that run it together. Stages may share a device, and in each replica others may. Where there are fewer
+        entries than stages, the stages take turns: stage j is on entry j % their number. Left open, as the stage scopes
+        say, else in the order of the cluster.
       micro_batches: parts that each replica cuts its examples into; left open, as a schedule that is a grid says,
         else 1. A batch that is too small has fewer.
       schedule: `gpipe`, `1f1b`, `interleaved` or `zero_bubble`; or the order of actions on each device of a replica, as
-        `print(step.schedule)` shows it: a grid, or its text. Left open, 1f1b.
+        `step.schedule` has it, or as it prints: a grid for each way in which the stages of a replica share devices.
+        Left open, 1f1b.
       coupling: `auto`, or `exact`: whether what relates examples of several parts is computed over the global batch.
       batch_norm: `local`, or `global`: whether BatchNormalization takes its statistics over the global batch.
       accept: operations, kinds of operation or lines of which each part's own value is taken.
@@ -63,7 +67,7 @@ class Strategy:
     stages: tuple[str, ...] = ()
     devices: tuple[tuple[Place, ...], ...] = ()
     micro_batches: int | None = None
-    schedule: str | Grid | None = None
+    schedule: str | Grids | None = None
     coupling: str | None = None
     batch_norm: str | None = None
     accept: tuple[str, ...] = ()
@@ -75,17 +79,17 @@ class Strategy:
             value = getattr(self, name)
             self._set(name, None if value is None else int(value))
         if isinstance(self.schedule, str) and ":" in self.schedule:
-            self._set("schedule", Grid.parse(self.schedule))
+            self._set("schedule", Grids.parse(self.schedule))
         self._set("shares", tuple(map(float, self.shares)))
         self._set("stages", tuple(self.stages))
         self._set("devices", tuple(tuple(map(_place, row)) for row in self.devices))
         self._set("accept", (self.accept,) if isinstance(self.accept, str) else tuple(self.accept))
         if self.replicas is None and (self.shares or self.devices):
             self._set("replicas", len(self.shares or self.devices))
-        if self.micro_batches is None and isinstance(self.schedule, Grid):
-            self._set("micro_batches", self.schedule.micro_batches)
-        if isinstance(self.schedule, Grid):
-            _refuse_grid(self.schedule)
+        if isinstance(self.schedule, Grids):
+            _refuse_grids(self.schedule)
+            if self.micro_batches is None:
+                self._set("micro_batches", self.schedule.by_class[0].micro_batches)
         wrong = list(self._contradictions())
         if wrong:
             raise PlanError(
@@ -98,20 +102,24 @@ class Strategy:
         object.__setattr__(self, name, value)
 
     def _contradictions(self) -> Iterator[str]:
-        grid = self.schedule if isinstance(self.schedule, Grid) else None
-        rows = len(self.devices[0]) if self.devices else 0
+        grids = self.schedule if isinstance(self.schedule, Grids) else None
+        grid = grids.by_class[0] if grids else None
         counts: dict[str, dict[str, int | None]] = {
             "replicas": {"replicas": self.replicas, "shares": len(self.shares), "devices": len(self.devices)},
             "stages": {"stages": len(self.stages), "schedule": grid.stages if grid else 0},
             "micro-batches": {"micro_batches": self.micro_batches, "schedule": grid.micro_batches if grid else 0},
-            "devices of a replica": {"devices": rows, "schedule": len(grid.rows) if grid else 0},
         }
         for what, said in counts.items():
             known = {name: count for name, count in said.items() if count}
             if len({*known.values()}) > 1:
                 yield f"{what}: {', '.join(f'{count} in {name}=' for name, count in known.items())}"
-        if rows and len(self.stages) % rows:
-            yield f"{len(self.stages)} stages cannot take turns on the {rows} devices of a replica"
+        stages = grid.stages if grid else len(self.stages)
+        for count in dict.fromkeys(len(row) for row in self.devices if stages % len(row)):
+            yield f"{stages} stage{'s' * (stages > 1)} cannot take turns on the {count} devices of a replica"
+        for replica, row in enumerate(self.devices):
+            times = stages // len(row)
+            if grids and times * len(row) == stages and pattern_of(row * times) not in grids.patterns:
+                yield f"the stages of replica {replica} are on {_written(row)}, and no grid in schedule= is for that"
 
     @property
     def said(self) -> dict[str, Any]:
@@ -171,7 +179,6 @@ class Strategy:
 
     def to_proto(self) -> strategy_pb2.Strategy:
         """The message of this strategy."""
-        grid = self.schedule if isinstance(self.schedule, Grid) else None
         return strategy_pb2.Strategy(
             replicas=self.replicas,
             shares=self.shares,
@@ -182,7 +189,7 @@ class Strategy:
             ],
             micro_batches=self.micro_batches,
             name=self.schedule if isinstance(self.schedule, str) else None,
-            grid=grid.to_proto() if grid else None,
+            grids=self.schedule.to_proto() if isinstance(self.schedule, Grids) else None,
             coupling=self.coupling,
             batch_norm=self.batch_norm,
             accept=self.accept,
@@ -196,14 +203,14 @@ class Strategy:
         Raises:
           PlanError, ScheduleError: a value cannot be.
         """
-        schedule = {"name": message.name, "grid": message.grid, None: None}[message.WhichOneof("schedule")]
+        schedule = {"name": message.name, "grids": message.grids, None: None}[message.WhichOneof("schedule")]
         return cls(
             replicas=message.replicas if message.HasField("replicas") else None,
             shares=tuple(message.shares),
             stages=tuple(message.stages),
             devices=tuple(tuple(tuple(mesh.devices) for mesh in row.stages) for row in message.devices),
             micro_batches=message.micro_batches if message.HasField("micro_batches") else None,
-            schedule=Grid.from_proto(schedule) if isinstance(schedule, plan_pb2.Grid) else schedule,
+            schedule=Grids.from_proto(schedule) if isinstance(schedule, plan_pb2.Grids) else schedule,
             coupling=message.coupling if message.HasField("coupling") else None,
             batch_norm=message.batch_norm if message.HasField("batch_norm") else None,
             accept=tuple(message.accept),
@@ -240,10 +247,14 @@ def _are_names(value: Any) -> bool:
 
 
 def _are_places(value: Any) -> bool:
-    if not _is_row(value) or not all(_is_row(row) and row for row in value) or len({len(row) for row in value}) > 1:
+    if not _is_row(value) or not all(_is_row(row) and row for row in value):
         return False
-    devices = [device for row in value for place in row for device in members_of(place)]
-    return all(_is_count(device, 0) for device in devices) and len({*devices}) == len(devices)
+    rows = [[members_of(place) for place in row] for row in value]
+    if not all(_is_count(device, 0) for row in rows for members in row for device in members):
+        return False
+    places = {(replica, *members) for replica, row in enumerate(rows) for members in row}
+    devices = [device for _, *members in places for device in members]
+    return len({*devices}) == len(devices)
 
 
 def _place(value: Any) -> Place:
@@ -260,9 +271,9 @@ _RULES: Mapping[str, _Rule] = {
     "replicas": _Rule(_is_count, "be a whole number from 1 on", 2),
     "shares": _Rule(_are_shares, "be finite numbers above 0, one per replica", (2.0, 1.0)),
     "stages": _Rule(_are_names, "be names, none of them empty", ("encoder", "decoder")),
-    "devices": _Rule(_are_places, "be rows of equally many indices, no device twice", ((0, 1), (2, 3))),
+    "devices": _Rule(_are_places, "be rows of indices, no device in two rows", ((0, 1), (2, 3))),
     "micro_batches": _Rule(_is_count, "be a whole number from 1 on", 1),
-    "schedule": _Rule(lambda value: isinstance(value, str | Grid), "be a name or a grid", "1f1b"),
+    "schedule": _Rule(lambda value: isinstance(value, str | Grids), "be a name or a grid", "1f1b"),
     "coupling": _Rule(lambda value: value in ("auto", "exact"), 'be "auto" or "exact"', "exact"),
     "batch_norm": _Rule(lambda value: value in ("local", "global"), 'be "local" or "global"', "global"),
     "accept": _Rule(
@@ -287,7 +298,7 @@ def refuse_wrong(values: Mapping[str, object], at: Sequence[Line] = ()) -> None:
     schedule = values.get("schedule")
     if isinstance(schedule, str) and ":" not in schedule:
         try:
-            make_grid(schedule, 1, 1)
+            make_grid(schedule, (0,), 1)
         except ScheduleError as error:
             if not wrong:
                 raise
@@ -308,31 +319,31 @@ def _joined(names: Mapping[str, object]) -> str:
     return ", ".join(f"{name}={_written(_RULES[name].example)}" for name in names)
 
 
-def _refuse_grid(grid: Grid) -> None:
-    """Refuses a grid that was written by hand and cannot run.
+def _refuse_grids(grids: Grids) -> None:
+    """Refuses grids that were written by hand and cannot run.
 
     Raises:
-      ScheduleError: it has not every action once, never ends, or orders what stage functions cannot do.
+      ScheduleError: one has not every action once, never ends, or orders what stage functions cannot do; or they are
+        not of one step.
     """
-    check_grid(grid)
+    for grid in grids.by_class:
+        check_grid(grid)
     faults = []
-    kinds = {action.kind for row in grid.rows for action in row}
-    if {"B", "W"} <= kinds:
+    rows = [row for grid in grids.by_class for row in grid.rows]
+    backwards = {action.kind for row in rows for action in row} - {"F"}
+    if {"B", "W"} <= backwards:
         faults.append("some backwards are B, and some are I and W: all must be of one kind")
-    if any(not row for row in grid.rows):
+    if not all(rows) or not rows:
         faults.append("a device has nothing to do")
-    turns = {stage: grid.device_of(stage) for stage in range(grid.stages)}
-    faults += [
-        f"stage {stage} is on device {device}, and must be on {stage % len(grid.rows)}: stages take turns"
-        for stage, device in turns.items()
-        if device != stage % len(grid.rows)
-    ]
+    if len({(grid.stages, grid.micro_batches) for grid in grids.by_class}) > 1:
+        faults.append("the grids have other stages or micro-batches than each other")
+    if len({grid.pattern for grid in grids.by_class}) < len(grids.by_class):
+        faults.append("two grids are for the same devices")
     if faults:
         raise ScheduleError(
             "the schedule cannot be run",
-            details=[*rows_text(grid), *faults],
-            way_out="Write stage j on device j % the number of devices, and either B, or I and W; "
-            'or use schedule="1f1b".',
+            details=[*chain.from_iterable(map(rows_text, grids.by_class)), *faults],
+            way_out='Write for each device what it does, and either B, or I and W; or use schedule="1f1b".',
         )
 
 
@@ -370,9 +381,9 @@ def _unreadable(file: str, wrong: Sequence[str]) -> PlanError:
 
 
 def _written(value: Any) -> str:
-    """A value as it is written in Python, with double quotes; a grid as its rows."""
-    if isinstance(value, Grid):
-        return '"""\n' + "\n".join(rows_text(value)) + '\n"""'
+    """A value as it is written in Python, with double quotes; grids as their rows."""
+    if isinstance(value, Grids):
+        return '"""\n' + "\n\n".join("\n".join(rows_text(grid)) for grid in value.by_class) + '\n"""'
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, tuple):

@@ -26,7 +26,7 @@ from rich.text import Text
 from whale_tf.ir.graph import Ref
 from whale_tf.ir.sharding import Value
 from whale_tf.plan.check_schedule import check_grid
-from whale_tf.plan.grid import Grid
+from whale_tf.plan.grids import Grids
 from whale_tf.plan.layout import Layout
 from whale_tf.plan.mesh_use import MeshUse
 from whale_tf.plan.stage_cost import StageCost
@@ -45,7 +45,7 @@ class Shown:
     layout: Layout
     sizes: tuple[tuple[int, ...], ...]
     schedule: str
-    grid: Grid
+    grids: Grids
     stages: tuple[StageCost, ...]
     values: Mapping[Ref, Value]
     meshes: tuple[MeshUse, ...]
@@ -71,7 +71,7 @@ def draw_plan(plan: Shown) -> RenderableType:
         parts += [Text("\n".join(lines)), ""]
     if plan.values:
         parts += [Text(_states(plan)), ""]
-    return Group(*parts, _schedule(plan))
+    return Group(*parts, *_schedule(plan))
 
 
 def _states(plan: Shown) -> str:
@@ -88,7 +88,8 @@ def _decisions(plan: Shown) -> Iterator[str]:
     yield _counted(len(shares), "replica") + ("" if even else f" ({', '.join(f'{share:.3g}' for share in shares)})")
     yield _counted(len(plan.layout.stages), "stage")
     yield _counted(len(plan.sizes[0]), "micro-batch", "es") + (f" of {_sizes(plan.sizes)}" if examples else "")
-    yield f"schedule {plan.schedule} (bubble {check_grid(plan.grid).bubble:.0%})"
+    bubbles = ", ".join(f"{check_grid(grid).bubble:.0%}" for grid in plan.grids.by_class)
+    yield f"schedule {plan.schedule} (bubble {bubbles})"
     yield f"global batch {examples}" if examples else "no batch"
 
 
@@ -133,16 +134,21 @@ def _devices(plan: Shown, stage: int) -> Iterator[str]:
     return (" | ".join(map(layout.label, mesh)) for mesh in meshes)
 
 
-def _schedule(plan: Shown) -> Text:
-    """The grid, or where it is too wide one line that says how to see it."""
-    grid = str(plan.grid)
-    columns = max(map(len, grid.splitlines()), default=0)
+def _schedule(plan: Shown) -> Iterator[Text]:
+    """The grid of each pipeline class, or where they are too wide one line that says how to see them."""
+    columns = max(map(len, str(plan.grids).splitlines()), default=0)
     if columns > GRID_WIDTH:
-        return Text(f"The schedule is {columns} columns wide: print(plan.grid) shows it.", style="dim")
-    text = Text(grid, no_wrap=True, overflow="ignore")
-    for pattern, style in _ACTION_STYLES.items():
-        text.highlight_regex(pattern, style)
-    return text
+        yield Text(f"The schedule is {columns} columns wide: print(plan.grids) shows it.", style="dim")
+        return
+    classes = plan.layout.classes
+    for index, (pattern, replicas) in enumerate(classes.items()):
+        if len(classes) > 1:
+            heading = f"replica{'s' * (len(replicas) > 1)} {', '.join(map(str, replicas))}:"
+            yield Text("\n" * (index > 0) + heading, style="bold")
+        text = Text(str(plan.grids.of(pattern)), no_wrap=True, overflow="ignore")
+        for action, style in _ACTION_STYLES.items():
+            text.highlight_regex(action, style)
+        yield text
 
 
 def _bytes(count: int) -> str:

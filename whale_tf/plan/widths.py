@@ -8,7 +8,7 @@ Strategy(devices=((0, (1, 2)),))    as it says: stage 1 on devices 1 and 2
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate, chain
+from itertools import accumulate, chain, combinations
 
 from whale_tf.annotate.cluster import Cluster, VirtualDevice
 from whale_tf.errors import DeviceError, PlanError, ScopeError
@@ -47,7 +47,7 @@ def refuse_wide_stages(given: Strategy, request: Request) -> None:
 
 
 def mesh_devices(
-    given: Strategy, request: Request, cluster: Cluster, replicas: int | None, advise: Callable[[int], str]
+    request: Request, cluster: Cluster, replicas: int | None, advise: Callable[[int], str]
 ) -> tuple[tuple[Place, ...], ...]:
     """The devices of every replica's stages, of which some are cut: replica by replica, in the cluster's order.
 
@@ -57,8 +57,6 @@ def mesh_devices(
       DeviceError: the devices do not suffice, or do not divide.
       ScopeError, PlanError: what is asked for contradicts itself.
     """
-    if given.devices:
-        return given.devices
     named = [scope for scope in request.stages if isinstance(scope.devices, VirtualDevice)]
     if named:
         raise ScopeError(
@@ -117,7 +115,20 @@ def refuse_mixed_meshes(devices: Sequence[Sequence[Place]], cluster: Cluster) ->
             details=mixed,
             way_out="Choose devices of one process for each mesh, or one device of each process.",
         )
-    sizes = [{len(members_of(row[stage])) for row in devices} for stage in range(len(devices[0]))]
+    crossing = [
+        f"{set(a)} and {set(b)}"
+        for row in devices
+        for a, b in combinations(dict.fromkeys(tuple(members_of(place)) for place in row), 2)
+        if {*a} & {*b}
+    ]
+    if crossing:
+        raise PlanError(
+            "stages have the same devices, or none in common",
+            details=crossing,
+            way_out="Give stages that share a device the same mesh.",
+        )
+    stages = max(map(len, devices))
+    sizes = [{len(members_of(row[stage % len(row)])) for row in devices} for stage in range(stages)]
     unlike = [
         f"stage {stage} has meshes of {sorted(found)} devices" for stage, found in enumerate(sizes) if len(found) > 1
     ]

@@ -96,11 +96,14 @@ class _Binder:
         keys = {key for variant in self.step.variants.values() for key in variant if key.phase == phase}
         if not keys:
             return
-        grid = self.plan.grid if any(key.kind != "F" for key in keys) else self.plan.forward_grid
-        start = check_grid(grid).start
-        for action in sorted(start, key=lambda action: (start[action], action.stage)):
-            for replica in self.layout.groups.members[self.group]:
-                self._call(phase, action, replica)
+        backward = any(key.kind != "F" for key in keys)
+        actions: list[tuple[int, int, int, Action]] = []
+        for replicas in self.layout.classes.values():
+            starts = check_grid(self.plan.grid_of(replicas[0], backward=backward)).start
+            own = [replica for replica in replicas if self.layout.groups.of_replica[replica] == self.group]
+            actions += [(start, action.stage, r, action) for action, start in starts.items() for r in own]
+        for _, _, replica, action in sorted(actions, key=lambda each: each[:3]):
+            self._call(phase, action, replica)
 
     def _update(self, phase: int) -> None:
         """What runs once per step, in this group; and what is merged for the first one, in which all take part."""

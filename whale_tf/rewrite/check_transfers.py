@@ -134,15 +134,16 @@ def _wrong_order(plan: Plan, program: Program) -> Iterator[str]:
             yield f"call '{node.name}' on device {node.device} does not wait for '{before}', the call before it"
         last[node.device] = node.name
         function = program.functions.get(node.attrs["function"].decode())
-        if function is None or function.key.stage >= plan.grid.stages:
+        if function is None or function.key.stage >= len(plan.layout.stages):
             continue
-        who = node.attrs["replica"], plan.grid.device_of(function.key.stage), node.attrs["member"]
-        key = (node.attrs["phase"], *who)
+        replica = node.attrs["replica"]
+        row = plan.grid_of(replica).device_of(function.key.stage)
+        key = (node.attrs["phase"], replica, row, node.attrs["member"])
         rows.setdefault(key, []).append(node.attrs["action"].decode())
         if function.key.kind != "F":
             backward.add(node.attrs["phase"])
     for (phase, replica, row, _), actions in rows.items():
-        grid = plan.grid if phase in backward else plan.forward_grid
+        grid = plan.grid_of(replica, backward=phase in backward)
         made = set(actions)
         planned = [str(action) for action in grid.rows[row] if str(action) in made]
         if actions != planned and Counter(actions) == Counter(planned):

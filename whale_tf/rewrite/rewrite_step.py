@@ -63,7 +63,7 @@ def rewrite_step(
     values = {ref: known.value for ref, known in states.known.items()}
     known = facts(at_size(graph, states, resharded.made_of, max(map(max, sizes))))
     plan = make_plan(graph, roles, values, known)
-    how = Cut(plan.micro_batches > 1, plan.grid.splits_backward)
+    how = Cut(plan.micro_batches > 1, plan.grids.splits_backward)
     functions = passes.run("cut", cut, graph, roles, plan.stage_of, how)
     for key, function in functions.items():
         dump(f"cut-{key}", function.graph, after="cut")

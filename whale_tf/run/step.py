@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import tensorflow as tf
 
 from whale_tf.errors import BatchError, CaptureError, PlanError
-from whale_tf.plan.grid import Grid
+from whale_tf.plan.grids import Grids
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.strategy import Strategy
 from whale_tf.run.compiled import Compiled
@@ -336,6 +336,6 @@ class Step:
         return self.compiled.parts.strategy
 
     @property
-    def schedule(self) -> Grid:
-        """The order of actions on each device of a replica in that plan."""
-        return self.plan.grid
+    def schedule(self) -> Grids:
+        """The order of actions on each device of a replica, for each pipeline class, in the last call."""
+        return self.plan.grids
