@@ -153,7 +153,7 @@ def test_a_schedule_of_several_classes_is_a_schedule_again() -> None:
 
 
 def test_a_grid_for_one_class_is_refused_for_another() -> None:
-    with pytest.raises(whale.PlanError) as refused:
+    with pytest.raises(whale.errors.PlanError) as refused:
         whale.Strategy(devices=UNLIKE, schedule=WRITTEN)
     assert "the stages of replica 0 are on (0, 0), and no grid in schedule= is for that" in str(refused.value)
     one_device = "device 0: 0F0 1F0 0F1 1F1 0F2 1F2 1B0 0B0 1B1 0B1 1B2 0B2"
