@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.rewrite.steps import MEANS, TRAINING, Spread, spread
-from whale_tf.ir.graph import Node, Ref
+from whale_tf.ir.graph import Function, Node, Ref
 from whale_tf.ir.verify import verify
 from whale_tf.rewrite.cut import Key
 
@@ -109,6 +110,7 @@ def test_calls_follow_the_schedule_of_their_replicas_class() -> None:
 def test_one_micro_batch_needs_no_order_but_the_datas() -> None:
     program = spread(replicas=2, stages=2)
     assert program.program.inline
+    assert not program.program.ordered
     assert all(not node.control for node in program.find("Call"))
 
 
@@ -117,11 +119,32 @@ def test_one_micro_batch_needs_no_order_but_the_datas() -> None:
     [(PASSED, True), (LOOKED_UP, False), (LISTED, False)],
     ids=["numbers", "a table", "a list"],
 )
-def test_calls_that_pass_what_is_no_value_are_not_inlined(text: str, inline: bool) -> None:
-    program = spread(text, replicas=2, stages=2)
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_calls_that_pass_what_is_no_value_are_not_inlined(micro_batches: int, text: str, inline: bool) -> None:
+    program = spread(text, replicas=2, stages=2, micro_batches=micro_batches)
     program.check()
     assert program.program.inline is inline
-    assert calls(program, 2) == ["r1/0F0"]
+    assert calls(program, 2) == [f"r1/0F{i}" for i in range(micro_batches)]
+
+
+def test_only_few_and_small_calls_that_keep_an_order_are_inlined() -> None:
+    few, many = (spread(micro_batches=count, examples=2 * count) for count in (2, 256))
+    assert few.program.ordered and many.program.ordered
+    assert few.program.inline and not many.program.inline
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_calls_whose_functions_call_others_are_inlined_only_if_they_keep_no_order(micro_batches: int) -> None:
+    step = spread(micro_batches=micro_batches).step
+    ((size, functions),) = step.variants.items()
+    key = next(iter(functions))
+    graph = functions[key].graph
+    calling = replace(
+        functions[key], graph=graph.rewritten(lambda node: node.with_(attrs={**node.attrs, "body": Function("loop")}))
+    )
+    assert step.inlines({str(key): micro_batches})
+    changed = replace(step, variants={size: {**functions, key: calling}})
+    assert changed.inlines({str(key): micro_batches}) is (micro_batches == 1)
 
 
 def test_a_value_that_is_merged_in_the_middle_comes_back_to_every_part() -> None:

@@ -22,8 +22,9 @@ graph main(out: g) effects(a) {
 """
 
 
-def held(text: str, *, inline: bool = False) -> Graph:
-    main = hold_assignments(Program(parse_graph(text), {}, ("CPU:0", "CPU:1"), inline)).main
+def held(text: str, *, ordered: bool = True) -> Graph:
+    program = Program(parse_graph(text), {}, ("CPU:0", "CPU:1"), inline=False, ordered=ordered)
+    main = hold_assignments(program).main
     verify(main, after="hold_assignments")
     return main
 
@@ -37,9 +38,9 @@ def test_assignments_wait_for_the_last_calls_and_for_what_may_fail() -> None:
     assert main.effects == ("a",)
 
 
-def test_of_a_inlined_call_what_takes_its_values_is_waited_for_too() -> None:
-    main = held(MAIN, inline=True)
-    assert main["all_ran/on0"].control == ("g", "h", "s", "c")
+def test_calls_that_keep_no_order_are_all_waited_for() -> None:
+    main = held(MAIN, ordered=False)
+    assert main["all_ran/on0"].control == ("g", "h", "c")
 
 
 def test_collectives_are_waited_for_also_where_nothing_uses_their_sums() -> None:

@@ -37,6 +37,6 @@ def test_values_of_the_update_are_sent_when_they_are_there() -> None:
     assert not any(send.name in node.control for send in others for node in program.main)
 
 
-def test_one_process_and_inlined_calls_are_left_alone() -> None:
+def test_one_process_and_calls_without_an_order_are_left_alone() -> None:
     for program in (spread(stages=2, micro_batches=4), spread(stages=2, processes=(0, 1))):
         assert send_first(program.program) is program.program

@@ -171,11 +171,6 @@ class Plan:
         """Whether all micro-batches have the same size."""
         return len({size for row in self.sizes for size in row}) == 1
 
-    @property
-    def inline(self) -> bool:
-        """Whether calls may be inlined: with one micro-batch the data alone gives the order."""
-        return self.micro_batches == 1
-
     def part_order(self) -> Iterator[tuple[int, int]]:
         """(replica, micro-batch) in the order of the caller's examples."""
         return ((r, i) for r in range(self.layout.replicas) for i in range(self.micro_batches))

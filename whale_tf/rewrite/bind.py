@@ -10,6 +10,7 @@ from the process of the device that uses it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 
@@ -68,12 +69,13 @@ class _Binder:
         if len(self.layout.groups) > 1:
             self._take_part()
         self.inputs.refuse_uncut()
-        called = {node.attrs["function"].decode() for node in self.builder.nodes.values() if node.op == "Call"}
+        called = Counter(node.attrs["function"].decode() for node in self.builder.nodes.values() if node.op == "Call")
         return Program(
             main=self.builder.graph(outputs, effects),
             functions={name: function for name, function in self.step.functions.items() if name in called},
             devices=self.layout.devices,
-            inline=self.step.inline,
+            inline=self.step.inlines(called),
+            ordered=self.step.ordered,
             processes=self.layout.processes,
             fed=self.step.fed,
             present=processes,
@@ -150,7 +152,7 @@ class _Binder:
             "member": who.member,
         }
         call = self.builder.add(name, "Call", inputs, kinds, device, **attrs)
-        if not self.step.inline and device in self.last_call:
+        if self.step.ordered and device in self.last_call:
             self.builder.change(call, control=(self.last_call[device],))
         self.last_call[device] = call.node
         self.made.note(function, call, who, i, device)

@@ -130,7 +130,7 @@ def _wrong_order(plan: Plan, program: Program) -> Iterator[str]:
         if node.op != "Call":
             continue
         before = last.get(node.device)
-        if before is not None and not program.inline and before not in node.control:
+        if before is not None and program.ordered and before not in node.control:
             yield f"call '{node.name}' on device {node.device} does not wait for '{before}', the call before it"
         last[node.device] = node.name
         function = program.functions.get(node.attrs["function"].decode())

@@ -4,9 +4,9 @@
     After:   g = Call();  c = CheckNumerics(g);  v = Sub(r, g);  n = NoOp() after c, g, v;  Assign(v) after n
 
 It waits for the calls and, in the update, for all but plain arithmetic, whose shapes were checked when the step was
-traced: with every new value awaited, old and new would be in memory together. Of a call that is inlined into the
-main graph only its side effects are still a call's end; so what takes its values is waited for too. Waiting is
-gathered on each device first, so that one edge leaves it. Each process holds its own back.
+traced: with every new value awaited, old and new would be in memory together. Where calls keep an order, the last one
+of a device stands for all. Waiting is gathered on each device first, so that one edge leaves it. Each process holds its
+own back.
 """
 
 from __future__ import annotations
@@ -60,13 +60,10 @@ def _after(node: Node, end: Node | None) -> Node:
 
 def _awaited(program: Program) -> Iterable[Node]:
     main = program.main
-    calls = {node.name for node in main if node.op == "Call"}
     last = {node.device: node.name for node in main if node.op == "Call"}
     for node in main:
         if node.op == "Call":
-            if program.inline or last[node.device] == node.name:
+            if not program.ordered or last[node.device] == node.name:
                 yield node
-        elif node.op != "Assign":
-            takes_call = program.inline and any(ref.node in calls for ref in node.inputs)
-            if takes_call or node.op not in CANNOT_FAIL:
-                yield node
+        elif node.op not in CANNOT_FAIL:
+            yield node

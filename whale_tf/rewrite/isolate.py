@@ -77,7 +77,7 @@ def isolate(states: States, given: Collection[Ref], device: str) -> Isolated:
                 refs = [Ref(node.name, index) for index in range(len(node.outputs))]
                 compared += [ref for ref in refs if ref in known and graph.type_of(ref).dtype not in NO_VALUES]
     main = Graph.of(nodes, compared).pruned()
-    return Isolated(Program(main, {}, (device,), False), tuple(taken), tuple(compared))
+    return Isolated(Program(main, {}, (device,), inline=False, ordered=False), tuple(taken), tuple(compared))
 
 
 def _left_out(states: States) -> set[str]:

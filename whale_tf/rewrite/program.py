@@ -40,7 +40,8 @@ class Program:
       main: the graph that holds every device's actions; its outputs are those of the step.
       functions: stage functions by name.
       devices: names of the devices that nodes refer to by index.
-      inline: whether calls may be inlined into the main graph, since no order among actions has to be kept.
+      inline: whether calls may be inlined into the main graph.
+      ordered: whether each call waits for the one before it on its device; else the data alone gives the order.
       processes: the process of each device; empty if there is only one.
       fed: whether each process takes its own replicas' examples only, in the place of the global batch.
       present: the processes whose devices it holds; the outputs come once for each.
@@ -51,6 +52,7 @@ class Program:
     functions: Mapping[str, StageFunction]
     devices: tuple[str, ...]
     inline: bool
+    ordered: bool
     processes: tuple[int, ...] = ()
     fed: bool = False
     present: tuple[int, ...] = (0,)

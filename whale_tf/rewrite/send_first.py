@@ -17,10 +17,10 @@ from whale_tf.rewrite.program import Program
 
 
 def send_first(program: Program) -> Program:
-    """The program with its messages before the next call; without calls that stay calls, as it is."""
+    """The program with its messages before the next call; where calls keep no order, as it is."""
     main = program.main
     messages: dict[str, list[Node]] = {}
-    if not program.inline:
+    if program.ordered:
         for node in main:
             if node.op == "Send" and program.crosses(node) and main[node.inputs[0].node].op == "Call":
                 messages.setdefault(node.inputs[0].node, []).append(node)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+from whale_tf.ir.functions import functions_of
 from whale_tf.ir.graph import ALIAS_OPS, BOUNDARY_OPS, Graph, Node, Ref
 from whale_tf.ir.sharding import State
 from whale_tf.plan.plan import Plan
@@ -22,6 +23,9 @@ Functions = Mapping[Key, StageFunction]
 
 # TensorFlow puts all that handles one of these on one device, and no message carries one.
 NO_VALUES = frozenset({"resource", "variant"})
+
+# Of all inlined calls of a program together. By benchmarks/action_overhead, so many take 0.2 s longer to build.
+INLINED_NODES = 2000
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,8 @@ class StepProgram:
         }
 
     @cached_property
-    def inline(self) -> bool:
-        """Whether calls may be inlined: what is no plain value stays on the device where it was made.
+    def plain(self) -> bool:
+        """Whether the stage functions take and give plain values only: what else there is stays where it was made.
 
         A table is used on the host even where a replica is elsewhere, which only a call keeps apart; and TensorFlow
         puts all that handles one list of a loop on one device, its forward and backward.
@@ -73,7 +77,27 @@ class StepProgram:
         passed = (
             graph.type_of(ref) for graph in (each.graph for each in self.functions.values()) for ref in _passed(graph)
         )
-        return self.plan.inline and all(kind.dtype not in NO_VALUES for kind in passed)
+        return all(kind.dtype not in NO_VALUES for kind in passed)
+
+    @property
+    def ordered(self) -> bool:
+        """Whether a device's calls are to keep the schedule's order; with one micro-batch the data gives it."""
+        return self.plan.micro_batches > 1 or not self.plain
+
+    def inlines(self, calls: Mapping[str, int]) -> bool:
+        """Whether TensorFlow may inline the calls of a program: where they keep an order, only few and small ones.
+
+        A step then takes some microseconds less for each call, and building it takes longer for each node.
+
+        Args:
+          calls: how often each stage function is called, by name.
+        """
+        if not self.ordered or not self.plain:
+            return self.plain
+        graphs = {name: self.functions[name].graph for name in calls}
+        if any(functions_of(node) for graph in graphs.values() for node in graph):
+            return False  # with the bodies of loops, for one, they are not small
+        return sum(count * len(graphs[name]) for name, count in calls.items()) <= INLINED_NODES
 
     @cached_property
     def needed(self) -> frozenset[str]:

@@ -6,9 +6,9 @@
              b = Timestamp() after 1F0                     d = Timestamp() after 1B0
 
 The step's values stay what they are: only control edges are added, and the times come as further outputs. Calls stay
-calls, and those of one device run one after the other, also in a plan whose calls could be inlined. What uses a value
-waits for the clock that says when it was there: a clock that nothing waits for may be read long after, when all threads
-are busy with what comes next.
+calls, and those of one device run one after the other, also in a program whose calls are inlined or keep no order. What
+uses a value waits for the clock that says when it was there: a clock that nothing waits for may be read long after,
+when all threads are busy with what comes next.
 
 What the assignments and later rounds need and what is no call is one update per device and round. It starts when the
 first of its operations has all it takes, and the device's calls of the round have ended. Transfers, the assignments

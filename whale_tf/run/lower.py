@@ -97,7 +97,11 @@ def _named(prefix: str, name: str) -> str:
 def _stage_function(
     name: str, graph: Graph, renamed: Mapping[str, str], attrs: Mapping[str, Any], label: str
 ) -> function_pb2.FunctionDef:
-    """A function whose Argument nodes, by index, are its arguments; what takes a resource runs on the host."""
+    """A function whose Argument nodes, by index, are its arguments; what takes a resource runs on the host.
+
+    What makes its results is a control output as its effects are: where a call is inlined, what waits for the call
+    waits for its control outputs.
+    """
     writer = _Writer(name, renamed)
     arguments = _add_arguments(writer, graph)
     handles = {node.name for node in arguments if node.outputs[0].dtype == "resource"}
@@ -108,7 +112,11 @@ def _stage_function(
         elif node.op != "Argument":
             host = any(ref.node in handles for ref in node.inputs)
             writer.node(node, HOST if host else "")
-    return writer.finish(graph, attrs)
+    proto = writer.finish(graph, attrs)
+    for maker in dict.fromkeys(text.partition(":")[0] for text in proto.ret.values()):
+        if maker in writer.ops and maker not in graph.effects:
+            writer.control(maker)
+    return proto
 
 
 def _called_function(name: str, graph: Graph, renamed: Mapping[str, str]) -> function_pb2.FunctionDef:

@@ -4,7 +4,7 @@
     CPU:1          ██1F0██ ██████1B0██████ ██1F1██ ██████1B1██████ █U█
 
 It is the step's own program that is timed, with readings of the clock between its actions. One difference remains:
-calls that a plan of one micro-batch would inline stay apart.
+calls that TensorFlow would inline stay apart.
 """
 
 from __future__ import annotations
