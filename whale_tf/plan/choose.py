@@ -46,7 +46,7 @@ def choose(given: Strategy, request: Request, cluster: Cluster, advise: Callable
         row = _row(request, schedule, (replicas or 1, len(cluster)))
         devices = _places(request, len(cluster), replicas, row, advise)
     _refuse_missing(devices, len(cluster), advise)
-    refuse_mixed_meshes(devices, cluster)
+    refuse_mixed_meshes(devices, len(request.names) or 1, cluster)
     return replace(
         given,
         replicas=len(devices),

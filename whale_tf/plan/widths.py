@@ -8,7 +8,7 @@ Strategy(devices=((0, (1, 2)),))    as it says: stage 1 on devices 1 and 2
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate, chain, combinations
+from itertools import accumulate, chain
 
 from whale_tf.annotate.cluster import Cluster, VirtualDevice
 from whale_tf.errors import DeviceError, PlanError, ScopeError
@@ -98,7 +98,7 @@ def _shared_out(request: Request, total: int, replicas: int | None) -> int:
     return max(1, total // replicas)
 
 
-def refuse_mixed_meshes(devices: Sequence[Sequence[Place]], cluster: Cluster) -> None:
+def refuse_mixed_meshes(devices: Sequence[Sequence[Place]], stages: int, cluster: Cluster) -> None:
     """Refuses meshes whose members cannot call together, or that differ from replica to replica.
 
     Raises:
@@ -115,19 +115,6 @@ def refuse_mixed_meshes(devices: Sequence[Sequence[Place]], cluster: Cluster) ->
             details=mixed,
             way_out="Choose devices of one process for each mesh, or one device of each process.",
         )
-    crossing = [
-        f"{set(a)} and {set(b)}"
-        for row in devices
-        for a, b in combinations(dict.fromkeys(tuple(members_of(place)) for place in row), 2)
-        if {*a} & {*b}
-    ]
-    if crossing:
-        raise PlanError(
-            "stages have the same devices, or none in common",
-            details=crossing,
-            way_out="Give stages that share a device the same mesh.",
-        )
-    stages = max(map(len, devices))
     sizes = [{len(members_of(row[stage % len(row)])) for row in devices} for stage in range(stages)]
     unlike = [
         f"stage {stage} has meshes of {sorted(found)} devices" for stage, found in enumerate(sizes) if len(found) > 1
