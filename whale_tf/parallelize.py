@@ -22,7 +22,7 @@ from whale_tf.capture.translate import CapturedStep
 from whale_tf.errors import Line, PlanError
 from whale_tf.ir.dumps import Dumps
 from whale_tf.ir.graph import Graph
-from whale_tf.plan.cautions import Caution, caution_accepted, caution_gathered, caution_idle
+from whale_tf.plan.cautions import Caution, caution_accepted, caution_gathered, caution_idle, caution_uncut
 from whale_tf.plan.choose import choose
 from whale_tf.plan.coupling import GATHER_BYTES, Coupling, resolve
 from whale_tf.plan.grids import Grids
@@ -231,6 +231,7 @@ def _compile(
     advice = "" if session.chosen else advise_devices(2)
     _warn(caution_accepted(accepted, line, written_at(fn)), compiler.told)
     _warn(caution_gathered(rewritten.step.plan, rewritten.step.graph, line), compiler.told)
+    _warn(caution_uncut(layout, request, written_at(fn)), compiler.told)
     _warn(caution_idle(layout, request, compiler.strategy, advice, written_at(fn)), compiler.told)
     return (
         Parts(

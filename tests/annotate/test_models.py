@@ -325,7 +325,8 @@ def test_rejects_numbers_that_are_none() -> None:
 
 def test_rejects_no_pattern_and_no_model() -> None:
     assert message(functional(), {}) == (
-        "annotate was given no pattern.\n  Write annotate(model, {'encoder': 0, 'decoder': 1})."
+        "annotate was given no pattern.\n"
+        "  Write annotate(model, {'encoder': 0, 'decoder': 1}), or {'decoder': whale.split()}."
     )
     assert message(print, {".*": 0}) == (
         "annotate takes a Keras model or layer, or a tf.Module.\n"

@@ -1,4 +1,4 @@
-r"""Stages for models that the user cannot edit.
+r"""Stages and splits for models that the user cannot edit.
 
     annotate(model, {"embedding|layers/[0-5]": 0, r"layers/\d+|head": 1})
 
@@ -7,6 +7,9 @@ r"""Stages for models that the user cannot edit.
     layers/5         embedding|layers/[0-5]          stage 0
     layers/5/dense   none                            stage 0, since layers/5 calls it
     layers/6         layers/\d+|head                 stage 1
+
+A `whale.split()` in the place of a number cuts what the layer's call computes; of stages and splits each is matched
+for itself, so that a layer may have both.
 
 A path is made of the names of Keras layers, or the attributes and indices of a tf.Module, from the model down and
 without the model's own name: `encoder/block_1/dense`, `layers/0/w`. The operations of a functional Keras model (`add`,
@@ -27,25 +30,29 @@ from typing import Any, TypeVar
 import keras
 import tensorflow as tf
 
-from whale_tf.annotate.scopes import NumberedStage, user_line
+from whale_tf.annotate.scopes import NumberedStage, Scope, user_line
+from whale_tf.annotate.split import split
 from whale_tf.errors import ScopeError
 
 Model = TypeVar("Model")
 LISTED_PATHS = 10
 
 
-def annotate(model: Model, stages: Mapping[str, int]) -> Model:
-    """Puts the layers of a model into pipeline stages, in the order of the stages' numbers.
+def annotate(model: Model, scopes: Mapping[str, int | split]) -> Model:
+    """Puts the layers of a model into pipeline stages, in the order of the stages' numbers, and cuts layers.
 
     A pattern must match a whole path. What a layer calls is in its stage, unless it has been annotated itself: the
-    innermost annotation counts. Where several patterns match one layer, the first counts. A tf.Module that cannot be
-    called gives its stage to what it holds. Annotating a model again replaces what was said before; clones and loaded
-    copies of a Keras model are not annotated. The model computes the same as before, and has stages only inside a
-    whale function.
+    innermost annotation counts. A layer is cut with all that it calls. Where several patterns match one layer, the
+    first counts. A tf.Module that cannot be called gives its stage to what it holds. Annotating a model again replaces
+    what was said before; clones and loaded copies of a Keras model are not annotated. The model computes the same as
+    before, and has stages only inside a whale function.
+
+    A stage has one device, unless a strategy says otherwise: `Strategy(devices=((0, (1, 2)),))` gives stage 1 two.
 
     Args:
       model: a Keras model or layer, or a tf.Module.
-      stages: regular expression on the path -> stage number; the numbers are 0, 1, ... without a gap.
+      scopes: regular expression on the path -> stage number, or `whale.split()`; the numbers are 0, 1, ... without a
+        gap.
     Returns:
       The model itself.
     Raises:
@@ -58,19 +65,41 @@ def annotate(model: Model, stages: Mapping[str, int]) -> Model:
             at=[user_line()],
             way_out="Pass the model itself, or open whale.stage() in the step.",
         )
-    _check_numbers(stages)
-    patterns = _compiled(stages)
+    splits = {pattern: scope for pattern, scope in scopes.items() if isinstance(scope, split)}
+    stages = {pattern: number for pattern, number in scopes.items() if not isinstance(number, split)}
+    if stages or not splits:
+        _check_numbers(stages)
     places = list(_places(model))
-    chosen = _chosen(places, patterns)
-    _check_all_used(patterns, places, set(chosen.values()))
     line = user_line()
-    scopes = {pattern: NumberedStage(int(number), line) for pattern, number in stages.items()}
+    opened: dict[int, list[Scope]] = {}
+    numbered = {pattern: NumberedStage(int(number), line) for pattern, number in stages.items()}
+    for of_kind in (numbered, splits):
+        patterns = _compiled(of_kind)
+        chosen = _chosen(places, patterns)
+        _check_all_used(patterns, places, set(chosen.values()))
+        for layer, pattern in chosen.items():
+            opened.setdefault(layer, []).append(of_kind[pattern])
     for place in places:
         _restore(place.layer)
-    for layer, pattern in {id(place.layer): (place.layer, chosen.get(id(place.layer))) for place in places}.values():
-        if pattern is not None:
-            _enclose(layer, scopes[pattern])
+    for layer in {id(place.layer): place.layer for place in places}.values():
+        if id(layer) in opened:
+            _enclose(layer, _Together(opened[id(layer)]))
     return model
+
+
+class _Together:
+    """Scopes that are opened one in the other."""
+
+    def __init__(self, scopes: Sequence[Scope]) -> None:
+        self.scopes = scopes
+
+    def __enter__(self) -> None:
+        for scope in self.scopes:
+            scope.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        for scope in reversed(self.scopes):
+            scope.__exit__(*error)
 
 
 @dataclass(frozen=True)
@@ -87,7 +116,7 @@ def _check_numbers(stages: Mapping[str, int]) -> None:
         raise ScopeError(
             "annotate was given no pattern",
             at=[user_line()],
-            way_out="Write annotate(model, {'encoder': 0, 'decoder': 1}).",
+            way_out="Write annotate(model, {'encoder': 0, 'decoder': 1}), or {'decoder': whale.split()}.",
         )
     wrong = [
         f"{pattern!r}: {number!r}"
@@ -112,7 +141,7 @@ def _check_numbers(stages: Mapping[str, int]) -> None:
         )
 
 
-def _compiled(stages: Mapping[str, int]) -> dict[str, re.Pattern[str]]:
+def _compiled(stages: Mapping[str, object]) -> dict[str, re.Pattern[str]]:
     patterns, wrong = {}, []
     for pattern in stages:
         try:
@@ -221,7 +250,7 @@ class _Enclosed:
 _KERAS_METHODS = ("call", "quantized_call")  # what Operation.__call__ calls, Keras 3.15
 
 
-def _enclose(layer: Any, scope: NumberedStage) -> None:
+def _enclose(layer: Any, scope: AbstractContextManager[Any]) -> None:
     """Makes calls of a layer run inside a scope.
 
     A Keras layer gets methods of its own, which `Layer.__call__` finds and saving does not. Python looks for a

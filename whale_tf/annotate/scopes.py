@@ -238,6 +238,9 @@ class Recording:
                 self._entries.append(_Entry(scope))
                 return
             raise _apart_error(here, graph)
+        if here.kind == "split" and any(entry.scope is scope and entry.opened for entry in self._entries):
+            self._entries.append(_Entry(scope))
+            return
         parent = _parent_of(here, stack)
         key = f"{_LETTERS[here.kind]}{sum(opened.kind == here.kind for opened in self._known.values())}"
         identity: Hashable = (parent, type(scope), scope.identity)

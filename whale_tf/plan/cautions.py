@@ -42,6 +42,18 @@ def caution_idle(layout: Layout, request: Request, given: Strategy, advice: str,
         )
 
 
+def caution_uncut(layout: Layout, request: Request, step: Line) -> Iterator[Caution]:
+    """Of stages in which split() has only one device, where there are more."""
+    for stage in sorted(request.split_stages):
+        if len(layout.mesh_of(0, stage)) == 1 and len(layout.devices) > layout.replicas:
+            name = layout.stages[stage] or "the step"
+            yield (
+                step,
+                f"split() cuts nothing in {name}, which has one device in each replica: write stage(devices=2) around "
+                "it, or Strategy(devices=...) with several devices for the stage",
+            )
+
+
 def caution_gathered(plan: Plan, graph: Graph, line: Callable[[str], Line]) -> Iterator[Caution]:
     """Of operations that take whole what is cut before them."""
     for mesh in plan.meshes:
