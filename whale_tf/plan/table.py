@@ -131,7 +131,7 @@ def _stage_table(plan: Shown) -> Table:
 def _devices(plan: Shown, stage: int) -> Iterator[str]:
     layout = plan.layout
     meshes = (layout.mesh_of(replica, stage) for replica in range(layout.replicas))
-    return (" | ".join(map(layout.label, mesh)) for mesh in meshes)
+    return ("|".join(map(layout.label, mesh)) for mesh in meshes)
 
 
 def _schedule(plan: Shown) -> Iterator[Text]:
