@@ -25,7 +25,7 @@ from whale_tf.plan.strategy import Strategy
 if TYPE_CHECKING:
     from whale_tf.annotate.models import annotate
     from whale_tf.annotate.scopes import replica, stage
-    from whale_tf.annotate.split import split
+    from whale_tf.annotate.split import split, whole
     from whale_tf.parallelize import function
     from whale_tf.run import ops
     from whale_tf.run.step import Step
@@ -48,6 +48,7 @@ __all__ = [
     "replica",
     "split",
     "stage",
+    "whole",
 ]
 
 # What needs TensorFlow, and where it is, as pkgutil.resolve_name reads it.
@@ -59,6 +60,7 @@ _LATER = {
     "ops": "whale_tf.run.ops",
     "replica": "whale_tf.annotate.scopes:replica",
     "split": "whale_tf.annotate.split:split",
+    "whole": "whale_tf.annotate.split:whole",
     "stage": "whale_tf.annotate.scopes:stage",
 }
 

@@ -14,7 +14,8 @@ import pytest
 import tensorflow as tf
 
 from whale_tf.annotate.cluster import VirtualDevice
-from whale_tf.annotate.scopes import ATTRIBUTE, NumberedStage, Recording, Scope, recording, replica, stage, user_line
+from whale_tf.annotate.lines import user_line
+from whale_tf.annotate.scopes import ATTRIBUTE, NumberedStage, Recording, Scope, recording, replica, stage
 from whale_tf.errors import Line, ScopeError
 
 FILE = __file__.removeprefix(os.getcwd() + os.sep)

@@ -87,3 +87,29 @@ def test_a_split_over_one_device_is_told() -> None:
     whale.init(2)
     with pytest.warns(UserWarning, match=r"split\(\) cuts nothing in stage 1, which has one device in each replica"):
         trained({"up": 0, "down|head": 1, "head": whale.split()}, whale.function)
+
+
+def test_what_is_whole_is_cut_no_further() -> None:
+    whale.init(2)
+    weights = [tf.Variable(tf.random.stateless_normal((6, 6), (0, seed))) for seed in range(2)]
+
+    @whale.function
+    def step(x: Any, *, stop: bool) -> Any:
+        with tf.GradientTape() as tape, whale.split():
+            h = tf.nn.relu(x @ weights[0])
+            h = whale.whole(h) if stop else h
+            loss = tf.reduce_sum((h @ tf.identity(weights[1])) ** 2)
+        return loss, tape.gradient(loss, weights)
+
+    x, _ = batch()
+    lies = []
+    for stop in (False, True):
+        loss, gradients = step(x, stop=stop)
+        with tf.GradientTape() as tape:
+            wanted = tf.reduce_sum((tf.nn.relu(x @ weights[0]) @ weights[1]) ** 2)
+        np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+        for given, expected in zip(gradients, tape.gradient(wanted, weights), strict=True):
+            np.testing.assert_allclose(given, expected, rtol=1e-4, atol=1e-4)
+        lies.append(step.plan.meshes[0].parameters)
+    assert list(lies[0].values()) == ["Split(1)", "Split(0)"]  # the second product sums over what the first has cut
+    assert list(lies[1].values()) == ["Split(1)", "Split(1)"]  # it is cut for itself

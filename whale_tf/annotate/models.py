@@ -30,7 +30,8 @@ from typing import Any, TypeVar
 import keras
 import tensorflow as tf
 
-from whale_tf.annotate.scopes import NumberedStage, Scope, user_line
+from whale_tf.annotate.lines import user_line
+from whale_tf.annotate.scopes import NumberedStage, Scope
 from whale_tf.annotate.split import split
 from whale_tf.errors import ScopeError
 

@@ -13,31 +13,25 @@ without a name is a new stage whenever it is run.
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import importlib.util
-import linecache
-import os
 import sys
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import KW_ONLY, dataclass, replace
 from numbers import Integral, Real
-from traceback import FrameSummary
 from typing import Any, NamedTuple, Self
 
 import tensorflow as tf
 from tensorflow.core.framework import attr_value_pb2
 from tensorflow.python.ops import control_flow_v2_func_graphs  # private API, tried with TensorFlow 2.21
-from tensorflow.python.util import tf_stack  # private API, tried with TensorFlow 2.21
 
 from whale_tf.annotate.cluster import VirtualDevice
+from whale_tf.annotate.lines import user_line
 from whale_tf.annotate.subgroup import Opened
 from whale_tf.errors import Line, ScopeError
 
 ATTRIBUTE = "_whale_scope"
-_LETTERS = {"replica": "r", "stage": "s", "split": "d"}
+_LETTERS = {"replica": "r", "stage": "s", "split": "d", "whole": "w"}
 
 
 class Scope:
@@ -190,6 +184,17 @@ def paused() -> Iterator[None]:
         _active.reset(token)
 
 
+@contextmanager
+def as_made_in(tensor: Any) -> Iterator[None]:
+    """Operations made inside carry the key of the scope that a tensor was made in, also where scopes are paused."""
+    if tf.executing_eagerly() or ATTRIBUTE not in tensor.op.node_def.attr:
+        yield
+        return
+    graph = tf.compat.v1.get_default_graph()
+    with graph._attr_scope({ATTRIBUTE: tensor.op.node_def.attr[ATTRIBUTE]}):
+        yield
+
+
 _active: ContextVar[Recording | None] = ContextVar("whale_recording", default=None)
 
 
@@ -296,7 +301,7 @@ def _parent_of(here: Opened, stack: Sequence[Opened]) -> str:
     """The key of the scope that `here` is opened in, where `stack` is what is open, innermost first."""
     parents = [outer for outer in stack if here.index is None or outer.index is None]
     for outer in parents:
-        if outer.kind == here.kind or (outer.kind == "split" and here.kind != "split"):
+        if outer.kind == here.kind or (outer.kind == "split" and here.kind != "whole"):
             raise _nesting_error(here, outer)
     return parents[0].key if parents else ""
 
@@ -360,32 +365,3 @@ def _checked_shares(shares: Sequence[float], count: int | None) -> tuple[float, 
             way_out=f"Give {count} shares, or leave the count out.",
         )
     return tuple(float(share) for share in values)
-
-
-def user_line(frames: Sequence[FrameSummary] | None = None) -> Line:
-    """The innermost line of a stack that is the user's: not of whale_tf, TensorFlow or Keras.
-
-    Code converted by AutoGraph counts as the source it was made from.
-
-    Args:
-      frames: outermost first, as `op.traceback`; by default the stack here.
-    """
-    stack: Sequence[FrameSummary] = tf_stack.extract_stack() if frames is None else frames
-    frame = next((frame for frame in reversed(list(stack)) if not _is_foreign(frame.filename, frame.name)), stack[0])
-    file, number = frame.filename, frame.lineno or 0
-    function = "" if frame.name.startswith("<") else frame.name
-    return Line(file.removeprefix(os.getcwd() + os.sep), number, function, linecache.getline(file, number).strip())
-
-
-@functools.cache
-def _foreign_places() -> tuple[str, ...]:
-    """How the names of files begin whose lines are not the user's."""
-    specs = [importlib.util.find_spec(package) for package in ("whale_tf", "tensorflow", "keras", "keras_hub")]
-    folders = [folder for spec in specs if spec is not None for folder in spec.submodule_search_locations or ()]
-    return (*(folder + os.sep for folder in folders), contextlib.__file__, functools.__file__, "<frozen ")
-
-
-@functools.cache
-def _is_foreign(file: str, function: str) -> bool:
-    made_by_dataclass = (file, function) == ("<string>", "__init__")
-    return made_by_dataclass or file.startswith(_foreign_places()) or "__autograph_generated_file" in file

@@ -1,12 +1,16 @@
-"""The scope whose operators are cut over the devices of their stage: `with split():`."""
+"""What is cut over the devices of a stage, `with split():`, and what is whole on all of them, `whole(tensor)`."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral
+from typing import Any
 
-from whale_tf.annotate.scopes import Scope, user_line
+import tensorflow as tf
+
+from whale_tf.annotate.lines import user_line
+from whale_tf.annotate.scopes import Scope, as_made_in
 from whale_tf.annotate.subgroup import Opened
 from whale_tf.errors import Line, ScopeError
 
@@ -44,3 +48,38 @@ class split(Scope):
 
     def opened_at(self, line: Line) -> Opened:
         return Opened("", "split", "", "", line, dim=None if self.dim is None else int(self.dim))
+
+
+@dataclass(frozen=True, eq=False)
+class _Whole(Scope):
+    """The operations that `whole` makes."""
+
+    @property
+    def identity(self) -> Hashable:
+        return "whole"
+
+    def opened_at(self, line: Line) -> Opened:
+        return Opened("", "whole", "", "", line)
+
+
+def whole(value: Any) -> Any:
+    """The same value, which every device of a stage that is cut has whole: splits do not go on behind it.
+
+    Neither do they in the gradient of it.
+
+    Args:
+      value: a tensor, or a structure of tensors.
+    """
+    return tf.nest.map_structure(_whole, value)
+
+
+@tf.custom_gradient  # type: ignore[untyped-decorator]
+def _whole(tensor: Any) -> Any:
+    with _Whole():
+        same = tf.identity(tensor)
+
+    def gradient(upstream: Any) -> Any:
+        with as_made_in(same):
+            return tf.identity(upstream)
+
+    return same, gradient

@@ -26,7 +26,7 @@ class Opened:
     """
 
     key: str
-    kind: Literal["replica", "stage", "split"]
+    kind: Literal["replica", "stage", "split", "whole"]
     name: str
     parent: str
     line: Line
@@ -56,6 +56,8 @@ class Opened:
             return f"replica(shares=[{', '.join(f'{share:g}' for share in self.shares)}])"
         if self.kind == "replica":
             return f"replica({'' if self.count is None else self.count})"
+        if self.kind == "whole":
+            return "whole()"
         if self.kind == "split":
             return f"split({'' if self.dim is None else f'dim={self.dim}'})"
         if self.index is not None:

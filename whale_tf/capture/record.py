@@ -32,7 +32,7 @@ from tensorflow.python.eager.polymorphic_function import (
 from tensorflow.python.framework import func_graph, ops  # private; tried with 2.21
 from tensorflow.python.ops.parallel_for import control_flow_ops  # private; tried with 2.21
 
-from whale_tf.annotate import scopes
+from whale_tf.annotate import lines, scopes
 from whale_tf.annotate.subgroup import Opened
 from whale_tf.errors import CaptureError, Line, VariableError, WhaleError
 
@@ -148,7 +148,7 @@ def line_of(trace: Trace, operation: str) -> Line:
     """The user's line that made an operation, or what an operation of translation, as `assign/write`, stands for."""
     while operation:
         try:
-            return scopes.user_line(trace.graph.get_operation_by_name(operation).traceback)
+            return lines.user_line(trace.graph.get_operation_by_name(operation).traceback)
         except (KeyError, ValueError):
             operation = operation.rpartition("/")[0]
     return Line("<unknown>", 0)
@@ -230,7 +230,7 @@ def _marking(
         flat_sources = tf.nest.flatten(sources)
         flat_results = tf.nest.flatten(result)
         if flat_results and all(value is None for value in flat_results):
-            trace.empty_gradients.append(scopes.user_line())
+            trace.empty_gradients.append(lines.user_line())
         marked = [
             None if value is None else _mark(trace, value, call, source)
             for value, source in zip(flat_results, flat_sources, strict=True)
@@ -363,13 +363,13 @@ def _creating(trace: Trace) -> Callable[..., Any]:
             raise VariableError(
                 f"variable '{name}' is created inside the step, from a value that is computed there",
                 details=["a step is traced once and run many times; a variable must have its first value before"],
-                at=[scopes.user_line()],
+                at=[lines.user_line()],
                 way_out="Give it a function that makes its first value, or create it before the step.",
             )
         raise VariableError(
             f"variable '{name}' is created at every call of the step",
             details=["a step is traced once and run many times; variables are made in the first call, and kept"],
-            at=[scopes.user_line()],
+            at=[lines.user_line()],
             way_out="Keep it: create it before the step, or only if it is not there yet (`if self.v is None:`).",
         )
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import tensorflow as tf
 
-from whale_tf.annotate import scopes
+from whale_tf.annotate import lines
 from whale_tf.capture.divide import divide
 from whale_tf.capture.normalize import normalize
 from whale_tf.capture.outside import Outside
@@ -192,6 +192,6 @@ def _line_of_error(error: Exception) -> Line:
             [(frame.filename, frame.lineno, frame.function_name, frame.code) for frame in stack]
         )
     try:
-        return scopes.user_line(frames)
+        return lines.user_line(frames)
     except (ValueError, IndexError):
         return Line("<unknown>", 0)

@@ -144,7 +144,7 @@ class _Translation:
         if proto.name in self.markers:
             self._marker(proto, inputs, operation)
             return False
-        if proto.op in PASS_THROUGH:
+        if proto.op in PASS_THROUGH and not _is_pinned(proto):
             self.tensors.update({(proto.name, index): ref for index, ref in enumerate(inputs) if ref is not None})
             return False
         if proto.op == "VariableShape":
@@ -269,6 +269,11 @@ def _with_written(graph: Graph) -> Graph:
     first = [node for node in graph if node.op == "Variable" and node.attrs["variable"] in written]
     nodes = {node.name: node for node in (*first, *pruned)}
     return Graph(nodes, pruned.outputs, pruned.effects)
+
+
+def _is_pinned(proto: Any) -> bool:
+    """Whether `whale.whole` made it, which says something of the value."""
+    return proto.attr["_whale_scope"].s.startswith(b"w") if "_whale_scope" in proto.attr else False
 
 
 PASS_THROUGH = frozenset({"Identity", "IdentityN", "StopGradient", "PreventGradient", "Snapshot"})

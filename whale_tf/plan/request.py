@@ -17,18 +17,22 @@ class Request:
       replica: the replica scope, if there is one.
       stages: the stage scopes in the order of the pipeline; empty if the step has none.
       splits: the split scopes, in the order they were opened.
+      wholes: those of what every device has whole.
     """
 
     replica: Opened | None
     stages: tuple[Opened, ...]
     splits: tuple[Opened, ...] = ()
+    wholes: tuple[Opened, ...] = ()
 
     @property
     def stage_of_scope(self) -> dict[str, int]:
-        """The number of each stage, by the key of its scope and of the split scopes inside."""
+        """The number of each stage, by the key of its scope and of the scopes inside."""
         found = {scope.key: index for index, scope in enumerate(self.stages)}
-        inside = {scope.key: found[scope.parent] for scope in self.splits if scope.parent in found}
-        return {**found, **inside}
+        for scope in (*self.splits, *self.wholes):  # a whole may be inside a split
+            if scope.parent in found:
+                found[scope.key] = found[scope.parent]
+        return found
 
     @property
     def split_stages(self) -> frozenset[int]:
@@ -79,7 +83,8 @@ def read_scopes(opened: Sequence[Opened]) -> Request:
             scope=[str(scope) for scope in outside],
             way_out="Open it inside a stage, as `with whale.stage(devices=2), whale.split():`.",
         )
-    return Request(replicas[0] if replicas else None, tuple(_in_order(stages)), splits)
+    wholes = tuple(scope for scope in opened if scope.kind == "whole")
+    return Request(replicas[0] if replicas else None, tuple(_in_order(stages)), splits, wholes)
 
 
 def _in_order(stages: Sequence[Opened]) -> list[Opened]:

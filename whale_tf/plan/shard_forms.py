@@ -94,10 +94,11 @@ def form_of(operands: Operands) -> Form:
         return _reshaped(operands)
     cuts = (_cut(operands, letter, outer) for letter, outer in _candidates(operands))
     found = next((form for form in cuts if form is not None), None)
-    return found or _partial(operands) or _whole(operands)
+    return found or _partial(operands) or whole_form(operands)
 
 
-def _whole(operands: Operands) -> Form:
+def whole_form(operands: Operands) -> Form:
+    """Every member takes all, and has all."""
     return Form((WHOLE,) * len(operands.given), (WHOLE,) * len(operands.node.outputs))
 
 
@@ -110,7 +111,7 @@ def _reshaped(operands: Operands) -> Form:
             return Form((state, *rest), (result,), "reshape")
     if state == SUMS and operands.lone[0]:
         return Form((state, *rest), (state,))
-    return _whole(operands)
+    return whole_form(operands)
 
 
 def _candidates(operands: Operands) -> Iterator[tuple[str, int]]:

@@ -26,6 +26,7 @@ class StageMesh:
       parameters: tensors of the step that are a variable, or made of one.
       gradients: tensors of the step that become a gradient.
       inner: tensors that only functions of the same stage take.
+      pinned: tensors that every member has whole.
     """
 
     members: int
@@ -33,6 +34,7 @@ class StageMesh:
     parameters: frozenset[Ref]
     gradients: frozenset[Ref]
     inner: frozenset[Ref]
+    pinned: frozenset[Ref] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ def mesh_of_stage(
     propagation = Propagation(
         graph, frozenset(own | once), len(layout.mesh_of(0, stage)), lambda ref: cutting.sizes.values.get(ref)
     )
+    wholes = {scope.key for scope in cutting.request.wholes}
+    propagation.pinned |= {Ref(node.name) for node in graph if node.scope in wholes}
     for scope in cutting.request.splits:
         if cutting.request.stage_of_scope.get(scope.key, 0) == stage:
             nodes = [node for node in graph if node.scope == scope.key and node.name not in cutting.roles.backward]
@@ -85,7 +89,8 @@ def mesh_of_stage(
     parameters = frozenset(
         Ref(node.name) for node in graph if node.op in PASSING | BOUNDARY_OPS and parameter_of(graph, Ref(node.name))
     )
-    return StageMesh(propagation.members, propagation.wishes, parameters, becoming, inner)
+    pinned = frozenset(propagation.pinned)
+    return StageMesh(propagation.members, propagation.wishes, parameters, becoming, inner, pinned)
 
 
 def _annotate(propagation: Propagation, scope: Opened, nodes: Sequence[Node], line_of: Callable[[str], Line]) -> None:

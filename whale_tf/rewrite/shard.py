@@ -20,7 +20,7 @@ from whale_tf.ir.graph import Node, Ref, TensorType
 from whale_tf.ir.sharding import SUMS, WHOLE, Partial, Split, State
 from whale_tf.ir.sizes import Array, Sizes
 from whale_tf.plan.kinds import TypedNode
-from whale_tf.plan.shard_forms import SHAPES_OF_RESULTS, Form, Operands, form_of
+from whale_tf.plan.shard_forms import SHAPES_OF_RESULTS, Form, Operands, form_of, whole_form
 from whale_tf.plan.shard_rules import mesh_rule
 from whale_tf.plan.shard_stage import StageMesh
 from whale_tf.rewrite.cut import Source, StageFunction
@@ -146,8 +146,9 @@ class _Sharding:
 
     def _operation(self, node: Node) -> None:
         operands = self._operands(node)
-        form = form_of(operands)
-        if not form.letter and any(isinstance(state, Split) for state in operands.given):
+        pinned = Ref(node.name) in self.mesh.pinned
+        form = whole_form(operands) if pinned else form_of(operands)
+        if not (form.letter or pinned) and any(isinstance(state, Split) for state in operands.given):
             self.gathered.append(node.name)
         inputs = [self._taken(ref, state, node) for ref, state in zip(node.inputs, form.takes, strict=True)]
         refs = [Ref(node.name, index) for index in range(len(node.outputs))]
