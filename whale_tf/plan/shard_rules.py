@@ -4,7 +4,7 @@
     Softmax av -> av                v is cut: members agree on the largest and on the sum
     GatherV2 pd, q -> qd            p is cut: each member finds its own rows, and zeros; their sum is the answer
 
-Such a letter is *inside*: `rewrite/shard_ops.py` says how a member does its part of it.
+Such a letter is *inside*: `rewrite/member_insides.py` says how a member does its part of it.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _one_hot(typed: TypedNode, rule: Rule) -> MeshRule:
 def _arg_extreme(typed: TypedNode, rule: Rule) -> MeshRule | None:
     rank = len(typed.input(0))
     axes = typed.axes(1, rank)
-    if axes is None or len(axes) != 1:
+    if axes is None or len(axes) != 1 or typed.inputs[0].dtype not in _NUMBERS:
         return None
     (axis,) = axes
     letter = OTHER_LETTERS[-1]

@@ -92,11 +92,14 @@ def _counted_from_first(graph: MemberGraph, name: str, indices: Ref, piece: int)
 
 def _own(graph: MemberGraph, name: str, own: Ref, piece: int) -> Ref:
     """Whether numbers, as the member counts them, are of its elements."""
-    dtype = graph.type_of(own).dtype
-    after = graph.binary(name, "GreaterEqual", own, graph.number(0, dtype), BOOL)
-    before = graph.binary(name, "Less", own, graph.number(piece, dtype), BOOL)
-    kind = graph.type_of(after)
-    return graph.add(f"{name}/is_own", "LogicalAnd", [after, before], [kind])
+    return _both(graph, f"{name}/own", "LogicalAnd", own, ("GreaterEqual", 0), ("Less", piece))
+
+
+def _both(graph: MemberGraph, name: str, op: str, numbers: Ref, low: tuple[str, int], high: tuple[str, int]) -> Ref:
+    """Two comparisons with constants, and what they say together."""
+    dtype = graph.type_of(numbers).dtype
+    told = [graph.binary(name, compare, numbers, graph.number(limit, dtype), BOOL) for compare, limit in (low, high)]
+    return graph.add(f"{name}/{op}", op, told, [graph.type_of(told[0])])
 
 
 def _one_hot_of(graph: MemberGraph, name: str, labels: Ref, logits: TensorType, dtype: DType) -> Ref:
@@ -120,13 +123,17 @@ def _one_hot(graph: MemberGraph, node: Node, form: Form, inputs: Sequence[Ref]) 
 
 
 def _gather(graph: MemberGraph, node: Node, form: Form, inputs: Sequence[Ref]) -> list[Ref]:
+    """A number that no row has stays as it is, so that the lookup fails as on one device."""
     name, (params, indices) = node.name, inputs[:2]
     state = form.takes[0]
     assert isinstance(state, Split)  # the letter is the parameter's
     shape, rank = graph.type_of(params).shape, len(graph.type_of(indices).shape)
-    own = _counted_from_first(graph, name, indices, shape.sizes[state.dim])
-    inside = _own(graph, name, own, shape.sizes[state.dim])
-    safe = graph.chosen(f"{name}/safe", inside, own, graph.number(0, graph.type_of(indices).dtype))
+    piece = shape.sizes[state.dim]
+    own = _counted_from_first(graph, name, indices, piece)
+    inside = _own(graph, name, own, piece)
+    wrong = _both(graph, f"{name}/wrong", "LogicalOr", indices, ("Less", 0), ("GreaterEqual", piece * graph.members))
+    other = graph.chosen(f"{name}/other", wrong, indices, graph.number(0, graph.type_of(indices).dtype))
+    safe = graph.chosen(f"{name}/safe", inside, own, other)
     found = graph.add(f"{name}/found", "GatherV2", [params, safe, *inputs[2:]], node.outputs, **node.attrs)
     ones = len(node.outputs[0].shape) - state.dim - rank
     mask = graph.reshaped(f"{name}/mask", inside, (*graph.type_of(indices).shape.sizes, *(1,) * ones))
@@ -134,11 +141,18 @@ def _gather(graph: MemberGraph, node: Node, form: Form, inputs: Sequence[Ref]) -
 
 
 def _segments(graph: MemberGraph, node: Node, form: Form, inputs: Sequence[Ref]) -> list[Ref]:
-    """Numbers of the other members' segments become -1, which is no segment."""
+    """Numbers of the members' behind become -1, which is no segment; those of the members' before are less than 0.
+
+    A number that no segment has stays too large, so that the sum fails as on one device.
+    """
     name, kind = node.name, node.outputs[0]
     count = kind.shape.sizes[0] // graph.members
     own = _counted_from_first(graph, name, inputs[1], count)
-    ids = graph.chosen(f"{name}/ids", _own(graph, name, own, count), own, graph.number(-1, graph.type_of(own).dtype))
+    dtype = graph.type_of(own).dtype
+    before = graph.binary(f"{name}/before", "Less", own, graph.number(count, dtype), BOOL)
+    wrong = graph.binary(f"{name}/wrong", "GreaterEqual", inputs[1], graph.number(count * graph.members, dtype), BOOL)
+    kept = graph.add(f"{name}/kept", "LogicalOr", [before, wrong], [graph.type_of(before)])
+    ids = graph.chosen(f"{name}/ids", kept, own, graph.number(-1, dtype))
     attrs = {**node.attrs, "Tnumsegments": INT32}
     local = TensorType(kind.dtype, Shape((count, *kind.shape[1:])))
     return [graph.add(name, node.op, [inputs[0], ids, graph.number(count, INT32)], [local], **attrs)]
@@ -162,19 +176,27 @@ def _arg_extreme(graph: MemberGraph, node: Node, form: Form, inputs: Sequence[Re
 
 
 def _in_top_k(graph: MemberGraph, node: Node, form: Form, inputs: Sequence[Ref]) -> list[Ref]:
+    """As on one device never where a class is not finite, or no class is the target."""
     name, (values, targets, most) = node.name, inputs
-    kind = graph.type_of(values)
+    kind, truth = graph.type_of(values), TensorType(BOOL, graph.type_of(values).shape)
     hot = _one_hot_of(graph, name, targets, kind, kind.dtype)
     is_target = graph.binary(name, "Greater", hot, graph.number(0, kind.dtype), BOOL)
     target = graph.chosen(name, is_target, values, graph.number(0, kind.dtype))
-    own = graph.all_reduced(f"{name}/target", graph.folded(name, "Sum", target, -1, keep=True))
-    larger = graph.cast(f"{name}/larger", graph.binary(f"{name}/larger", "Greater", values, own, BOOL), INT32)
-    count = graph.all_reduced(f"{name}/larger", graph.folded(f"{name}/larger", "Sum", larger, -1))
-    among = graph.binary(name, "Less", count, graph.cast(f"{name}/k", most, INT32), BOOL)
-    rows = graph.type_of(count).shape.sizes
-    flat = graph.reshaped(f"{name}/target", own, rows)
-    finite = graph.add(f"{name}/finite", "IsFinite", [flat], [TensorType(BOOL, Shape(rows))], T=kind.dtype)
-    return [graph.add(name, "LogicalAnd", [among, finite], [TensorType(BOOL, Shape(rows))])]
+    own, hits = _together(graph, f"{name}/target", [graph.folded(name, "Sum", each, -1) for each in (target, hot)])
+    rows = graph.type_of(own).shape.sizes
+    column = graph.reshaped(f"{name}/target", own, (*rows, 1))
+    larger = graph.binary(f"{name}/larger", "Greater", values, column, BOOL)
+    finite = graph.add(f"{name}/finite", "IsFinite", [values], [truth], T=kind.dtype)
+    strange = graph.add(f"{name}/strange", "LogicalNot", [finite], [truth])
+    counts = [graph.folded(name, "Sum", graph.cast(f"{name}/count", each, INT32), -1) for each in (larger, strange)]
+    ahead, unsaid = _together(graph, f"{name}/ahead", counts)
+    told = [
+        graph.binary(f"{name}/among", "Less", ahead, graph.cast(f"{name}/k", most, INT32), BOOL),
+        graph.binary(f"{name}/said", "Equal", unsaid, graph.number(0, INT32), BOOL),
+        graph.binary(f"{name}/hit", "Greater", hits, graph.number(0, kind.dtype), BOOL),
+    ]
+    both = graph.add(f"{name}/both", "LogicalAnd", told[:2], [graph.type_of(told[0])])
+    return [graph.add(name, "LogicalAnd", [both, told[2]], [graph.type_of(told[0])])]
 
 
 INSIDES: Mapping[str, Inside] = MappingProxyType(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from whale_tf.errors import PlanError
-from whale_tf.ir.graph import Node, Ref, TensorType
+from whale_tf.ir.graph import Node, Ref, Shape, TensorType
 from whale_tf.ir.sharding import SUMS, WHOLE, Partial, Split, State
 from whale_tf.ir.sizes import Array, Sizes
 from whale_tf.plan.kinds import TypedNode
@@ -175,7 +175,7 @@ class _Sharding:
         """What planning knows of an operand: a constant of this size, or of the step."""
         source = self.whole.graph[node.inputs[at].node]
         if source.op == "Const" and isinstance(source.attrs.get("value"), int | float | tuple):
-            return np.asarray(source.attrs["value"])
+            return _elements(source.attrs["value"], source.outputs[0].shape)
         known = self.sizes.graph.nodes.get(node.name)
         return None if known is None or at >= len(known.inputs) else self.sizes.values.get(known.inputs[at])
 
@@ -236,6 +236,12 @@ class _Sharding:
             kind, have = self.whole.graph.type_of(ref), self.state[ref]
             self.brought[ref, state] = bring(self.graph, f"{ref.node}/given", self.at[ref], kind, have, state)
         return self.brought[ref, state]
+
+
+def _elements(value: int | float | tuple[int | float, ...], shape: Shape) -> Array:
+    """The elements of a constant, which has one number for all where they are alike."""
+    numbers = np.asarray(value)
+    return np.broadcast_to(numbers.reshape(() if numbers.size == 1 else shape.sizes), shape.sizes)
 
 
 def _can_be_cut(kind: TensorType, split: Split, members: int) -> bool:
