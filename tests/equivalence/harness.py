@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -36,9 +36,10 @@ class Layout:
 
     Attributes:
       shares: relative parts of the batch, one per replica; equal ones if empty.
-      devices: how many there are; 0 is one for each stage of each replica.
+      devices: how many there are; 0 is what the stages of each replica take.
       places: for each replica the device of each stage; in the order of the devices if empty.
       examples: the size of the global batch.
+      split: over how many devices the operators of each stage are cut.
     """
 
     replicas: int = 1
@@ -49,18 +50,20 @@ class Layout:
     devices: int = 0
     places: tuple[tuple[int, ...], ...] = ()
     examples: int = 16
+    split: int = 1
 
     def __str__(self) -> str:
         text = f"r{self.replicas}-s{self.stages}-m{self.micro_batches}-{self.schedule}"
         text += f"-shares{'_'.join(f'{share:g}' for share in self.shares)}" if self.shares else ""
         text += f"-on{self.devices}" if self.devices else ""
         text += f"-on{'_'.join(''.join(map(str, row)) for row in self.places)}" if self.places else ""
+        text += f"-split{self.split}" if self.split > 1 else ""
         return text + (f"-of{self.examples}" if self.examples != 16 else "")
 
     @property
     def count(self) -> int:
         """How many devices there are."""
-        return self.devices or len({*chain.from_iterable(self.places)}) or self.replicas * self.stages
+        return self.devices or len({*chain.from_iterable(self.places)}) or self.replicas * self.stages * self.split
 
     @property
     def strategy(self) -> whale.Strategy:
@@ -69,6 +72,22 @@ class Layout:
         return whale.Strategy(
             shares=shares, devices=self.places, micro_batches=self.micro_batches, schedule=self.schedule
         )
+
+
+class Nested(AbstractContextManager[Any]):
+    """Scopes that are opened one in another, each time anew."""
+
+    def __init__(self, scopes: Sequence[AbstractContextManager[Any]]) -> None:
+        self.scopes = scopes
+        self.opened: list[ExitStack] = []
+
+    def __enter__(self) -> None:
+        self.opened.append(ExitStack())
+        for scope in self.scopes:
+            self.opened[-1].enter_context(scope)
+
+    def __exit__(self, *raised: Any) -> None:
+        self.opened.pop().__exit__(*raised)
 
 
 class Scopes:
@@ -81,10 +100,16 @@ class Scopes:
         self.replica: AbstractContextManager[Any] = nullcontext()
         if layout.replicas > 1:
             self.replica = whale.replica(layout.replicas, shares=layout.shares or None)
+        if layout.split > 1 and layout.stages == 1:
+            self.replica = Nested([self.replica, whale.split()])
 
     def stage(self, index: int) -> AbstractContextManager[Any]:
         """The stage of this number; stages are numbered as they are first opened, so a case opens them in order."""
-        return whale.stage(name=f"part {index}") if self.stages > 1 else nullcontext()
+        if self.stages == 1:
+            return nullcontext()
+        if self.layout.split == 1:
+            return whale.stage(name=f"part {index}")
+        return Nested([whale.stage(name=f"part {index}", devices=self.layout.split), whale.split()])
 
     def stage_of(self, block: int, blocks: int = 4) -> AbstractContextManager[Any]:
         """The stage of one of `blocks` blocks that are divided evenly."""

@@ -70,15 +70,11 @@ class Made:
         if state == WHOLE:
             return first
         kind = TensorType(marker.outputs[0].dtype, self.step.graph.type_of(marker.inputs[0]).shape)
-        found, builder = [], self.builder
-        for number, values in enumerate(zip(first, *others, strict=True)):
-            device, name = values[0].device, f"{marker.name}/r{replica}/{number}"
-            refs = [builder.move(each, device) for each in values]
-            if isinstance(state, Split):
-                found.append(Placed(builder.joined(name, refs, kind, state, device), device))
-            else:
-                found.append(Placed(builder.total(name, refs, kind, device), device))
-        return found
+        device, name, builder = first[0].device, f"{marker.name}/r{replica}", self.builder
+        refs = [builder.move(each, device) for (each,) in (first, *others)]
+        if isinstance(state, Split):
+            return [Placed(builder.joined(name, refs, kind, state, device), device)]
+        return [Placed(builder.total(name, refs, kind, device), device)]
 
     def _of_members(self, marker: str, replica: int) -> list[list[Placed]]:
         """A replica's sums of a gradient, by member."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from whale_tf.ir.graph import Graph
-from whale_tf.ir.sharding import WHOLE, Value
+from whale_tf.ir.sharding import WHOLE, State, Value
 from whale_tf.plan.mesh_use import Exchange, MeshUse
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.shard import parameter_of
@@ -36,8 +36,10 @@ def shard_stages(
     if not cutting.stages:
         return found, cutting.plan
     inner, becoming = inner_tensors(cutting), becomes_gradient(cutting.graph, cutting.roles.markers)
+    # Rows of a gradient are put after those of other micro-batches, beside their numbers: each leaves whole.
+    rows = [name for name in cutting.roles.markers if cutting.graph[name].attrs["part"] != b"dense"]
     for stage in cutting.stages:
-        sums = Agreed().sums
+        sums: dict[str, State] = dict.fromkeys(rows, WHOLE)
         for size in sorted(variants, reverse=True):
             mesh = mesh_of_stage(cutting, at_size(size), stage, inner, becoming)
             agreed = Agreed(sums=sums)
