@@ -90,7 +90,7 @@ def run_members(function: StageFunction, members: int, arguments: Sequence[Seque
         nodes.append(Node(f"c{member}", "Call", tuple(inputs), attrs={"function": b"f"}, outputs=kinds, device=member))
     count_of = len(function.graph.outputs)
     outputs = [Ref(f"c{member}", index) for member in range(members) for index in range(count_of)]
-    program = Program(Graph.of(nodes, outputs), {"f": function}, (DEVICE,) * members, inline=False)
+    program = Program(Graph.of(nodes, outputs), {"f": function}, (DEVICE,) * members, inline=False, ordered=False)
     prefix = f"whale_test_mesh_{next(NUMBERS)}"
     lowered = lower(program, {}, prefix, prefix)
     here = context.context()

@@ -83,7 +83,7 @@ def test_members_give_what_one_device_gives(
     node, kinds, values = node_of(given)
     constant = [at for at, value in enumerate(values) if value is not None]
     made, found = answers(node, kinds, given.inputs, constant, states, members, wished=wished)
-    assert made.lost == ()
+    assert made.gathered == ()
     assert all(each.op != "AllGather" for each in made.moved)
     for there, here in zip(found, run(given, given.inputs), strict=True):
         assert there.dtype == here.dtype
