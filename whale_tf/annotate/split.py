@@ -21,11 +21,13 @@ class split(Scope):
 
     The first product with a parameter inside is cut along one dim of the parameter, and what depends on it follows:
     biases, activations, the next product, all their gradients. Products that this does not reach are cut likewise, in
-    their order. Without a product, the rows of the first table that is looked up in are cut. The numbers are those of
-    one device; what has to be brought together between the devices is shown by the plan.
+    their order. Without a product, the rows of the first table that is looked up in are cut; without either, the values
+    inside along `dim`, as sequences between the layers. The numbers are those of one device; what has to be brought
+    together between the devices is shown by the plan.
 
     Args:
-      dim: which dim of the parameter; by default one that the product gives on, as the columns of a dense layer.
+      dim: which dim of the parameter, by default one that the product gives on, as the columns of a dense layer; where
+        there is no parameter, which dim of the values.
     Raises:
       ScopeError: a dim that cannot be.
     """

@@ -52,6 +52,7 @@ class Operands:
       wished: how results are wished; None for no wish.
       lone: of each operand whether nobody else takes it.
       parameters: of each operand whether it is a parameter or made of one.
+      heading: how operands that are sums are wished, and so brought for others; None for no wish.
       into_gradient: whether the result becomes a parameter's gradient.
     """
 
@@ -63,6 +64,7 @@ class Operands:
     parameters: tuple[bool, ...]
     into_gradient: bool
     members: int
+    heading: tuple[Split | None, ...] = ()
 
     @property
     def node(self) -> Node:
@@ -92,9 +94,12 @@ def form_of(operands: Operands) -> Form:
     node = operands.node
     if node.op in RESHAPES:
         return _reshaped(operands)
+    partial = _partial(operands)
+    if partial is not None and not any(isinstance(state, Split) for state in operands.given):
+        return partial  # sums are added before they are brought to where the result is wished
     cuts = (_cut(operands, letter, outer) for letter, outer in _candidates(operands))
     found = next((form for form in cuts if form is not None), None)
-    return found or _partial(operands) or whole_form(operands)
+    return found or partial or whole_form(operands)
 
 
 def whole_form(operands: Operands) -> Form:
@@ -125,7 +130,8 @@ def _candidates(operands: Operands) -> Iterator[tuple[str, int]]:
     real = [each for _, each in taken]
     agreed = [each for each in real if each in wanted]
     into = wanted if operands.into_gradient else []
-    yield from dict.fromkeys([*of_parameters, *into, *agreed, *real, *wanted])
+    headed = [each for _, each in _cut_letters(rule.inputs, operands.heading or (None,) * len(rule.inputs))]
+    yield from dict.fromkeys([*of_parameters, *into, *agreed, *real, *wanted, *headed])
 
 
 def _cut_letters(names: Sequence[str], states: Sequence[State | None]) -> Iterator[tuple[int, tuple[str, int]]]:

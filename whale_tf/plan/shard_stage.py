@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from whale_tf.annotate.subgroup import Opened
-from whale_tf.errors import Line, PlanError
+from whale_tf.errors import Line, PlanError, ScopeError
 from whale_tf.ir.graph import BOUNDARY_OPS, Graph, Node, Ref
 from whale_tf.ir.sharding import Split
 from whale_tf.ir.sizes import Sizes
@@ -82,10 +82,14 @@ def mesh_of_stage(
     )
     wholes = {scope.key for scope in cutting.request.wholes}
     propagation.pinned |= {Ref(node.name) for node in graph if node.scope in wholes}
+    later: list[tuple[Opened, list[Node]]] = []
     for scope in cutting.request.splits:
         if cutting.request.stage_of_scope.get(scope.key, 0) == stage:
             nodes = [node for node in graph if node.scope == scope.key and node.name not in cutting.roles.backward]
-            _annotate(propagation, scope, nodes, cutting.line_of)
+            if not _annotate(propagation, scope, nodes, cutting.line_of):
+                later.append((scope, nodes))
+    for scope, nodes in later:  # parameters come first: they are cut for good
+        _annotate_values(propagation, scope, nodes)
     parameters = frozenset(
         Ref(node.name) for node in graph if node.op in PASSING | BOUNDARY_OPS and parameter_of(graph, Ref(node.name))
     )
@@ -93,8 +97,8 @@ def mesh_of_stage(
     return StageMesh(propagation.members, propagation.wishes, parameters, becoming, inner, pinned)
 
 
-def _annotate(propagation: Propagation, scope: Opened, nodes: Sequence[Node], line_of: Callable[[str], Line]) -> None:
-    """Cuts the products of a scope in their order, each with what follows from it."""
+def _annotate(propagation: Propagation, scope: Opened, nodes: Sequence[Node], line_of: Callable[[str], Line]) -> bool:
+    """Cuts the products of a scope in their order, each with what follows from it; whether it has any."""
     first = True
     for node, position, letters in products(propagation, nodes):
         parameter = node.inputs[position]
@@ -111,6 +115,33 @@ def _annotate(propagation: Propagation, scope: Opened, nodes: Sequence[Node], li
         elif first:
             raise _undivided(propagation, scope, node, parameter, dims, line_of)
         first = False
+    return not first
+
+
+def _annotate_values(propagation: Propagation, scope: Opened, nodes: Sequence[Node]) -> None:
+    """Cuts the first value of a scope that has the dim, and what follows; of one that does not divide nothing is cut.
+
+    Raises:
+      ScopeError: the scope names no dim, or no value in it has that dim.
+    """
+    rank = -1 if scope.dim is None else scope.dim if scope.dim >= 0 else -scope.dim - 1
+    values = [
+        Ref(node.name)
+        for node in nodes
+        if node.name in propagation.inside and node.outputs and 0 <= rank < len(node.outputs[0].shape) and node.inputs
+    ]
+    if scope.dim is None or not values:
+        raise ScopeError(
+            "there is nothing in split() to cut",
+            details=[
+                "no product or lookup in it has a parameter"
+                + (f", and no value has a dim {scope.dim}" if scope.dim is not None else "")
+            ],
+            scope=[str(scope)],
+            way_out="Put it around a layer with parameters, or name the dim of values, as split(dim=1).",
+        )
+    dim = scope.dim % len(propagation.graph.type_of(values[0]).shape)
+    propagation.wish(values[0], Split(dim))
 
 
 def _said(scope: Opened, name: str) -> list[int]:

@@ -169,6 +169,7 @@ class _Sharding:
             tuple(self._is_parameter(ref) for ref in node.inputs),
             any(ref in self.mesh.gradients for ref in refs),
             self.mesh.members,
+            tuple(self.mesh.wishes.get(ref) if self.state[ref] == SUMS else None for ref in node.inputs),
         )
 
     def _value(self, node: Node, at: int) -> Array | None:

@@ -1,4 +1,4 @@
-"""Splits from outside: `annotate` with `whale.split()`, alone, beside stages, and where it has nothing to cut over."""
+"""What splits cut: layers from outside, along sequences, up to what is whole; and where there is nothing to cut."""
 
 from collections.abc import Callable
 from typing import Any
@@ -113,3 +113,64 @@ def test_what_is_whole_is_cut_no_further() -> None:
         lies.append(step.plan.meshes[0].parameters)
     assert list(lies[0].values()) == ["Split(1)", "Split(0)"]  # the second product sums over what the first has cut
     assert list(lies[1].values()) == ["Split(1)", "Split(1)"]  # it is cut for itself
+
+
+class Layer(tf.Module):
+    """A normalization and two products, along the last dim, with what comes in added."""
+
+    def __init__(self, seed: int) -> None:
+        self.gain = tf.Variable(tf.ones(8))
+        self.up = tf.Variable(tf.random.stateless_normal((8, 16), (1, seed)))
+        self.down = tf.Variable(tf.random.stateless_normal((16, 8), (2, seed)))
+
+    def __call__(self, h: Any) -> Any:
+        with whale.split(dim=1):
+            z = self.gain * (h - tf.reduce_mean(h, -1, keepdims=True))
+        with whale.split():
+            z = tf.nn.relu(z @ self.up) @ self.down
+        with whale.split(dim=1):
+            return h + tf.nn.dropout(z, 0.0)
+
+
+def test_sequences_are_cut_between_the_products() -> None:
+    whale.init(2)
+    layers = [Layer(seed) for seed in range(2)]
+    variables = [variable for layer in layers for variable in layer.trainable_variables]
+
+    def step(x: Any) -> Any:
+        with tf.GradientTape() as tape:
+            h = x
+            for layer in layers:
+                h = layer(h)
+            loss = tf.reduce_mean(tf.square(h))
+        return loss, tape.gradient(loss, variables)
+
+    x = tf.random.stateless_normal((4, 6, 8), (3, 0))
+    cut = whale.function(micro_batches=2)(step)
+    loss, gradients = cut(x)
+    wanted, expected = step(x)
+    np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+    for given, there in zip(gradients, expected, strict=True):
+        np.testing.assert_allclose(given, there, rtol=1e-4, atol=1e-5)
+    said = {(exchange.backward, exchange.op): 0 for exchange in cut.plan.meshes[0].exchanges}
+    for exchange in cut.plan.meshes[0].exchanges:
+        said[exchange.backward, exchange.op] += exchange.count
+    # As published (Korthikanti et al. 2022, figure 5), and an all-gather of each product's input for its gradient. The
+    # first layer's input has no gradient.
+    assert said[False, "AllGather"] == 2
+    assert said[False, "ReduceScatter"] == 2
+    assert said[True, "ReduceScatter"] == 2
+    assert said[True, "AllGather"] == 4
+    assert said.get((False, "AllReduce"), 0) == 1  # the loss
+
+
+def test_a_split_with_nothing_to_cut_is_refused() -> None:
+    whale.init(2)
+
+    @whale.function
+    def step(x: Any) -> Any:
+        with whale.split():
+            return tf.reduce_sum(x)
+
+    with pytest.raises(whale.errors.ScopeError, match=r"there is nothing in split\(\) to cut"):
+        step(batch()[0])
