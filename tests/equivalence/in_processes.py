@@ -25,16 +25,25 @@ from tests.equivalence.test_layouts import TRANSFORMER, UNLIKE
 from whale_tf.start import current
 
 MOST = 8  # devices
+# Of two processes the first is a mesh of both, the second a mesh in each; of four it is a mesh of two for each replica.
+SPLITS = (
+    Layout(split=2, micro_batches=2),
+    Layout(replicas=2, split=2, micro_batches=2, schedule="zero_bubble", examples=13),
+)
 
 
 def choices(size: int) -> Iterator[tuple[Case, Layout]]:
-    """Each case at a layout that `size` processes can run, by rotation; the transformer at all of them."""
+    """Each case at a layout that `size` processes can run, by rotation; the transformer at all of them.
+
+    Last come those whose operators are cut.
+    """
     possible = [layout for layout in LAYOUTS if not layout.devices and layout.count % size == 0]
     yield from ((TRANSFORMER, layout) for layout in (*UNLIKE, *possible) if layout.count % size == 0)
     for i, case in enumerate(CASES):
         allowed = [layout for layout in (case.layouts or possible) if case.allows(layout) and layout in possible]
         if allowed:
             yield case, allowed[i % len(allowed)]
+    yield from ((TRANSFORMER, layout) for layout in SPLITS if layout.count % size == 0)
 
 
 def check(case: Case, layout: Layout, size: int) -> list[str]:

@@ -48,6 +48,11 @@ def test_a_transformer_is_the_same_in_many_processes(runs: Runs, size: int) -> N
     check(runs, size, list(REPRESENTATIVE[size]))
 
 
+@pytest.mark.parametrize("size", [2, 4])
+def test_members_of_a_mesh_are_the_same_in_many_processes(runs: Runs, size: int) -> None:
+    check(runs, size, [number for number, (_, layout) in enumerate(choices(size)) if layout.split > 1])
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.longest) for part in range(1, LAUNCHES))])
 @pytest.mark.parametrize("size", [2, 4])
