@@ -46,6 +46,7 @@ class Cutting:
       sizes: what planning knows of its operands.
       request: the scopes.
       line_of: the user's line of an operation.
+      calls: the functions that its operations refer to, at each size.
     """
 
     graph: Graph
@@ -54,6 +55,7 @@ class Cutting:
     sizes: Sizes
     request: Request
     line_of: Callable[[str], Line]
+    calls: Mapping[str, Graph]
 
     @property
     def stages(self) -> tuple[int, ...]:

@@ -66,6 +66,7 @@ class StageFunction:
       sums: the markers whose sums it adds to.
       whole: of what a member of a mesh runs, the function that all members run together.
       lies: of that, the states of results and sums that are not whole, by their index among what it gives.
+      computed: of that, for each tensor that the function computes what a member has of it, and its state.
     """
 
     key: Key
@@ -75,6 +76,7 @@ class StageFunction:
     sums: tuple[str, ...]
     whole: StageFunction | None = None
     lies: Mapping[int, State] = field(default_factory=dict)
+    computed: Mapping[Ref, tuple[Ref, State]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

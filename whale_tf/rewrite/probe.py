@@ -14,11 +14,14 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from whale_tf.ir.graph import Node, Ref
+from whale_tf.ir.sharding import WHOLE, State
 from whale_tf.plan.grid import Action
 from whale_tf.plan.states import FREE, States
 from whale_tf.rewrite.cut import StageFunction
 from whale_tf.rewrite.program import Program
 from whale_tf.rewrite.step_program import NO_VALUES
+
+Computed = tuple[Ref, Ref, State]  # a tensor of the step, where a function has it, and how it lies
 
 
 class Record(NamedTuple):
@@ -27,10 +30,14 @@ class Record(NamedTuple):
     Attributes:
       ref: the tensor of the step.
       part: the replica and micro-batch that have it; None for the one value of the step.
+      member: of the stage's mesh.
+      lies: the state of what members have.
     """
 
     ref: Ref
     part: tuple[int, int] | None
+    member: int = 0
+    lies: State = WHOLE
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,9 @@ def probe(program: Program, states: States) -> Probed:
             name = node.attrs["function"].decode()
             graph, first = program.functions[name].graph, len(node.outputs)
             part = (node.attrs["replica"], Action.parse(node.attrs["action"].decode()).micro_batch)
-            found += [(Record(ref, part), Ref(node.name, first + k)) for k, ref in enumerate(inside[name])]
-            node = node.with_(outputs=(*node.outputs, *(graph.type_of(ref) for ref in inside[name])))
+            for k, (ref, _, state) in enumerate(inside[name]):
+                found.append((Record(ref, part, node.attrs["member"], state), Ref(node.name, first + k)))
+            node = node.with_(outputs=(*node.outputs, *(graph.type_of(there) for _, there, _ in inside[name])))
         nodes.append(node)
     once = ((Record(ref, None), there) for ref, places in program.whole.items() for there in places)
     found += [(record, there) for record, there in once if _is_value(program, there)]
@@ -73,14 +81,15 @@ def probe(program: Program, states: States) -> Probed:
     return Probed(replace(program, main=main, functions=functions), len(program.main.outputs), records)
 
 
-def _values(function: StageFunction, states: States) -> Iterator[Ref]:
-    """The tensors of the step that a function computes for its part."""
-    for node in function.graph:
+def _values(function: StageFunction, states: States) -> Iterator[Computed]:
+    """The tensors of the step that a function computes for its part, where they are in it, and how they lie."""
+    for node in (function.whole or function).graph:
         if states.level.get(node.name, FREE) == FREE or node.op == "Argument":
             continue
         for index, kind in enumerate(node.outputs):
             if kind.dtype not in NO_VALUES:
-                yield Ref(node.name, index)
+                ref = Ref(node.name, index)
+                yield ref, *function.computed.get(ref, (ref, WHOLE))
 
 
 def _is_value(program: Program, ref: Ref) -> bool:
@@ -89,6 +98,6 @@ def _is_value(program: Program, ref: Ref) -> bool:
     return node is not None and node.op != "Take" and node.outputs[ref.index].dtype not in NO_VALUES
 
 
-def _giving(function: StageFunction, values: tuple[Ref, ...]) -> StageFunction:
+def _giving(function: StageFunction, values: tuple[Computed, ...]) -> StageFunction:
     graph = function.graph
-    return replace(function, graph=replace(graph, outputs=(*graph.outputs, *values)))
+    return replace(function, graph=replace(graph, outputs=(*graph.outputs, *(there for _, there, _ in values))))

@@ -68,7 +68,7 @@ def rewrite_step(
     for key, function in functions.items():
         dump(f"cut-{key}", function.graph, after="cut")
     variants, calls = _at_sizes(functions, states, resharded, plan, passes)
-    cutting = Cutting(graph, roles, plan, states.sizes, known.request, known.line_of)
+    cutting = Cutting(graph, roles, plan, states.sizes, known.request, known.line_of, {**known.calls, **calls})
     members, plan = passes.run(
         "shard", shard_stages, variants, cutting, lambda size: at_size(graph, states, resharded.made_of, size)
     )

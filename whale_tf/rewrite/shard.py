@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from whale_tf.errors import PlanError
 from whale_tf.ir.graph import Node, Ref, Shape, TensorType
 from whale_tf.ir.sharding import SUMS, WHOLE, Partial, Split, State
 from whale_tf.ir.sizes import Array, Sizes
@@ -28,11 +27,6 @@ from whale_tf.rewrite.member_insides import INSIDES
 from whale_tf.rewrite.member_ops import MemberGraph, Moved
 from whale_tf.rewrite.member_states import bring, local_type
 from whale_tf.rewrite.program import OF_MEMBERS
-
-# What every member may do for itself although it is called stateful.
-HARMLESS = frozenset(
-    {"Assert", "Print", "PrintV2", "LookupTableFind", "LookupTableFindV2", "LookupTableSizeV2", "CheckNumerics"}
-)
 
 
 @dataclass(frozen=True)
@@ -56,13 +50,11 @@ class Sharded:
       function: it has the arguments of the whole one, and then the member's place and number where it needs them.
       moved: its collectives.
       gathered: operations that cannot be cut, and take whole what was cut.
-      states: how the step's tensors lie that it makes.
     """
 
     function: StageFunction
     moved: tuple[Moved, ...]
     gathered: tuple[str, ...]
-    states: Mapping[Ref, State]
 
 
 def shard(function: StageFunction, sizes: Sizes, mesh: StageMesh, agreed: Agreed) -> Sharded:
@@ -72,8 +64,6 @@ def shard(function: StageFunction, sizes: Sizes, mesh: StageMesh, agreed: Agreed
       function: at its size.
       sizes: what planning knows of the step's operands.
       agreed: added to.
-    Raises:
-      PlanError: the function has effects, or a hidden state, that each member would have.
     """
     return _Sharding(function, sizes, mesh, agreed).run()
 
@@ -102,7 +92,6 @@ class _Sharding:
             if node.op == "Argument":
                 self._argument(node)
             else:
-                self._refuse_effects(node)
                 self._operation(node)
         lies = [self._leaves_as(ref, wanted) for ref, wanted in zip(graph.outputs, function.results, strict=False)]
         given = graph.outputs[len(function.results) :]
@@ -111,9 +100,10 @@ class _Sharding:
         cut = {index: state for index, state in enumerate(lies) if state != WHOLE}
         together = [node.name for node in self.graph.nodes.values() if node.op in OF_MEMBERS]
         member_graph = graph.of(_in_order(self.graph.nodes), outputs, [*graph.effects, *together])
-        member = replace(function, graph=member_graph, arguments=tuple(self.graph.arguments), whole=function, lies=cut)
-        made = {ref: state for ref, state in self.state.items() if ref.node not in self.arguments}
-        return Sharded(member, tuple(self.graph.moved), tuple(self.gathered), made)
+        computed = {ref: (self.at[ref], state) for ref, state in self.state.items() if ref.node not in self.arguments}
+        arguments = tuple(self.graph.arguments)
+        member = replace(function, graph=member_graph, arguments=arguments, whole=function, lies=cut, computed=computed)
+        return Sharded(member, tuple(self.graph.moved), tuple(self.gathered))
 
     # What it takes
 
@@ -135,14 +125,6 @@ class _Sharding:
         self.arguments.add(node.name)
 
     # What it does
-
-    def _refuse_effects(self, node: Node) -> None:
-        if node.stateful and node.op not in HARMLESS:
-            raise PlanError(
-                f"'{node.name}' ({node.op}) has an effect or a hidden state, and each member of a mesh would run it",
-                details=[f"stage {self.whole.key.stage} is cut over {self.mesh.members} devices"],
-                way_out="Keep it in a stage of its own without split(), or leave it out.",
-            )
 
     def _operation(self, node: Node) -> None:
         operands = self._operands(node)

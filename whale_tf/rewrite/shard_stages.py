@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from whale_tf.ir.graph import Graph
+from whale_tf.errors import PlanError
+from whale_tf.ir.functions import BRANCHES, functions_of
+from whale_tf.ir.graph import Graph, Node
 from whale_tf.ir.sharding import WHOLE, State, Value
 from whale_tf.plan.mesh_use import Exchange, MeshUse
 from whale_tf.plan.plan import Plan
@@ -19,6 +21,11 @@ from whale_tf.plan.shard_stage import Cutting, inner_tensors, mesh_of_stage
 from whale_tf.rewrite.cut import Key, StageFunction
 from whale_tf.rewrite.shard import Agreed, Sharded, shard
 from whale_tf.rewrite.step_program import Functions
+
+# What every member may do for itself although it is called stateful.
+HARMLESS = frozenset(
+    {"Assert", "Print", "PrintV2", "LookupTableFind", "LookupTableFindV2", "LookupTableSizeV2", "CheckNumerics"}
+)
 
 
 def shard_stages(
@@ -39,6 +46,7 @@ def shard_stages(
     # Rows of a gradient are put after those of other micro-batches, beside their numbers: each leaves whole.
     rows = [name for name in cutting.roles.markers if cutting.graph[name].attrs["part"] != b"dense"]
     for stage in cutting.stages:
+        _refuse_effects(cutting, [function for key, function in variants[max(variants)].items() if key.stage == stage])
         sums: dict[str, State] = dict.fromkeys(rows, WHOLE)
         for size in sorted(variants, reverse=True):
             mesh = mesh_of_stage(cutting, at_size(size), stage, inner, becoming)
@@ -52,10 +60,37 @@ def shard_stages(
         _use(cutting, stage, [each for key, each in largest.items() if key.stage == stage]) for stage in cutting.stages
     )
     states = {
-        ref: state for each in largest.values() for ref, state in each.states.items() if ref.node in cutting.graph
+        ref: state
+        for each in largest.values()
+        for ref, (_, state) in each.function.computed.items()
+        if ref.node in cutting.graph
     }
     lies = {ref: Value(state) for ref, state in states.items() if state != WHOLE}
     return found, replace(cutting.plan, meshes=meshes, lies=lies)
+
+
+def _refuse_effects(cutting: Cutting, functions: Sequence[StageFunction]) -> None:
+    """Refuses what each member would do, where one device does it once."""
+    nodes = {node.name: node for function in functions for node in function.graph}
+    found = [node for node in nodes.values() if node.stateful and not _is_harmless(node, cutting.calls)]
+    if found:
+        raise PlanError(
+            "each member of a mesh would run what has an effect or a hidden state",
+            details=[f"'{node.name}' ({node.op})" for node in found],
+            at=[cutting.line_of(node.name) for node in found],
+            scope=[str(scope) for scope in cutting.request.splits][:4],
+            way_out="Run it outside the step, or put it in a stage() of its own, without split().",
+        )
+
+
+def _is_harmless(node: Node, calls: Mapping[str, Graph]) -> bool:
+    """Whether members may run it all: checks and prints, and branches with nothing else."""
+    names = functions_of(node).values() if node.op in BRANCHES else ()
+    if not names:
+        return node.op in HARMLESS
+    bodies = [calls[name] for name in names if name in calls]
+    inside = [each for body in bodies for each in body if each.stateful]
+    return len(bodies) == len(names) and all(_is_harmless(each, calls) for each in inside)
 
 
 def _first_to_last(key: Key) -> tuple[int, int, bool]:

@@ -20,7 +20,7 @@ import tensorflow as tf
 
 from whale_tf.errors import ValueCheckError
 from whale_tf.ir.graph import Ref
-from whale_tf.ir.sharding import Apart
+from whale_tf.ir.sharding import Apart, State, Value, parse_state
 from whale_tf.ir.sizes import Array
 from whale_tf.plan.local import FLOATS
 from whale_tf.plan.states import States
@@ -42,11 +42,13 @@ class Values:
     """The values of one step.
 
     Attributes:
+      of_members: for a tensor that a part has, its state over the part's mesh, and what each member has.
       of_parts: for a tensor that parts have, what each has.
       of_step: for a tensor that there is one value of, that value, as each process and group of replicas has it.
       whole: the value that a tensor stands for; of one that every part has, each part's. The first one counts.
     """
 
+    of_members: dict[tuple[Ref, tuple[int, int]], tuple[State, dict[int, Array]]] = field(default_factory=dict)
     of_parts: dict[Ref, dict[tuple[int, int], Array]] = field(default_factory=dict)
     of_step: dict[Ref, list[Array]] = field(default_factory=dict)
     whole: dict[Ref, list[Array]] = field(default_factory=dict)
@@ -56,7 +58,13 @@ class Values:
         if record.part is None:
             self.of_step.setdefault(record.ref, []).append(values)
         else:
-            self.of_parts.setdefault(record.ref, {})[record.part] = values
+            self.of_members.setdefault((record.ref, record.part), (record.lies, {}))[1][record.member] = values
+
+    def put_members_together(self) -> None:
+        """Fills `of_parts`."""
+        for (ref, part), (state, members) in self.of_members.items():
+            pieces = [Piece(members[member], 1 / len(members), 0) for member in sorted(members)]
+            self.of_parts.setdefault(ref, {})[part] = assembled(Value(state), pieces)[0]
 
     def taken(self, ref: Ref) -> Array:
         """What an operation takes: the merged value, where there is one."""
@@ -111,6 +119,7 @@ class Checked(Compiled):
         values = Values()
         for record, array in recorded if self.parts.world is None else self._of_all(recorded):
             values.add(record, array)
+        values.put_members_together()
         for node in self.states.sizes.graph:
             if node.op == "Input" and not (self.parts.program.fed and node.attrs["batch"]):
                 values.of_step[Ref(node.name)] = [_array(tensors[node.attrs["index"]])]
@@ -120,13 +129,16 @@ class Checked(Compiled):
         world = self.parts.world
         assert world is not None  # _values
         own = [
-            (*record.ref, record.part, self._kind(record.ref), tf.io.serialize_tensor(array).numpy().hex())
+            (
+                *(*record.ref, record.part, record.member, str(record.lies)),
+                *(self._kind(record.ref), tf.io.serialize_tensor(array).numpy().hex()),
+            )
             for record, array in recorded
         ]
         for each in world.exchange(f"the values of step '{self.parts.name}'", json.dumps(own).encode()):
-            for node, index, part, kind, text in json.loads(each):
-                value = tf.io.parse_tensor(bytes.fromhex(text), kind)
-                yield Record(Ref(node, index), None if part is None else (part[0], part[1])), _array(value)
+            for node, index, part, member, lies, kind, text in json.loads(each):
+                value, of = tf.io.parse_tensor(bytes.fromhex(text), kind), None if part is None else (part[0], part[1])
+                yield Record(Ref(node, index), of, member, parse_state(lies)), _array(value)
 
     def _kind(self, ref: Ref) -> str:
         return self.states.sizes.type_of(ref).dtype
