@@ -115,7 +115,7 @@ def test_what_is_whole_is_cut_no_further() -> None:
     assert list(lies[1].values()) == ["Split(1)", "Split(1)"]  # it is cut for itself
 
 
-class Layer(tf.Module):
+class Layer(tf.Module):  # type: ignore[misc]
     """A normalization and two products, along the last dim, with what comes in added."""
 
     def __init__(self, seed: int) -> None:
