@@ -19,6 +19,9 @@ from tests.equivalence.models import STEPS, cross_entropy, dense, optimized, row
 from tests.equivalence.test_layouts import TRANSFORMER
 from whale_tf.errors import PlanError
 
+# Loops and fused normalizations are whole on every device, which is told.
+pytestmark = pytest.mark.filterwarnings("ignore:.* cannot be cut over . devices:UserWarning")
+
 WIDTH, WORDS, CLASSES, LENGTH, HEADS = 16, 24, 12, 6, 4
 CHECK = "WHALE_TF_CHECK"
 

@@ -174,3 +174,20 @@ def test_a_split_with_nothing_to_cut_is_refused() -> None:
 
     with pytest.raises(whale.errors.ScopeError, match=r"there is nothing in split\(\) to cut"):
         step(batch()[0])
+
+
+def test_what_cannot_be_cut_is_told_and_computed_whole() -> None:
+    whale.init(2)
+    weight = tf.Variable(tf.random.stateless_normal((6, 8), (0, 0)))
+
+    @whale.function
+    def step(x: Any) -> Any:
+        with whale.split():
+            return tf.reduce_sum(tf.sort(x @ weight, axis=1)[:, :3])
+
+    x, _ = batch()
+    with pytest.warns(
+        UserWarning, match=r"TopKV2 '.*' cannot be cut over 2 devices"
+    ):
+        np.testing.assert_allclose(step(x), tf.reduce_sum(tf.sort(x @ weight, axis=1)[:, :3]), rtol=1e-5)
+    assert step.plan.meshes[0].gathered

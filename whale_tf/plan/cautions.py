@@ -60,8 +60,9 @@ def caution_gathered(plan: Plan, graph: Graph, line: Callable[[str], Line]) -> I
         for name in mesh.gathered[:1]:
             more = f", and {len(mesh.gathered) - 1} other operations" if len(mesh.gathered) > 1 else ""
             size = sum(map(tensor_bytes, graph[name].outputs))
+            all_of_it = f"all {size:,} bytes of it" if size > 0 else "all of it"
             yield (
                 line(name),
                 f"{graph[name].op} '{name}'{more} cannot be cut over {mesh.members} devices and takes whole what "
-                f"split() cuts: each device computes all {size:,} bytes of it. print(step.plan) shows what is sent",
+                f"split() cuts: each device computes {all_of_it}. print(step.plan) shows what is sent",
             )
