@@ -238,10 +238,10 @@ def one_stage(layout: Layout) -> bool:
 
 
 MODELS = (
-    Case(mlp),
+    Case(keras_transformer, tolerance=1e-4),
     Case(adamw, tolerance=1e-4),
     Case(clipped),
-    Case(keras_transformer, tolerance=1e-4),
+    Case(mlp),
     Case(convolutions),
     Case(experts, tolerance=1e-4),
     Case(many_classes),
