@@ -170,7 +170,8 @@ def _arg_extreme(graph: MemberGraph, node: Node, form: Form, inputs: Sequence[Re
     at = graph.add(f"{name}/at", node.op, inputs, [kind], **attrs)
     piece = graph.type_of(values).shape.sizes[state.dim]
     number = graph.binary(f"{name}/number", "AddV2", at, graph.first_of(name, piece, INT32))
-    has = graph.binary(f"{name}/has", "Equal", best, extreme, BOOL)
+    worse = graph.binary(f"{name}/worse", "Less" if fold == "Max" else "Greater", best, extreme, BOOL)
+    has = graph.add(f"{name}/has", "LogicalNot", [worse], [graph.type_of(worse)])  # also of what is no number
     mine = graph.chosen(f"{name}/mine", has, number, graph.number(LARGEST, INT32))
     return [graph.cast(name, graph.all_reduced(f"{name}/first", mine, "min"), node.outputs[0].dtype)]
 
