@@ -1,7 +1,7 @@
 """Proves a schedule free of deadlock and says what it costs.
 
-A grid ends if every device, running its row in order, always finds in time what its next action needs. Transfers hold
-nothing back (a send never waits for its receiver), so placing the actions once decides it.
+A grid ends if every device, running its row in order, always finds in time what its next action needs. A send never
+waits for its receiver, nor a reduction for its end, so placing the actions once decides it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from whale_tf.errors import ScheduleError
-from whale_tf.plan.grid import Action, Grid, dependencies, place, rows_text
+from whale_tf.plan.grid import CLOCK_STEPS, Action, Grid, dependencies, place, rows_text
 
 _ENOUGH = ({"F", "B"}, {"F", "I", "W"})
 
@@ -38,15 +38,16 @@ class Report:
 
 
 def check_grid(grid: Grid, *, edges: Mapping[Action, tuple[Action, ...]] | None = None) -> Report:
-    """Checks that a grid has every action once and ends, and prices it.
+    """Checks that a grid has every action once, both ends of each transfer, and ends; and prices it.
 
     Args:
       grid: one replica's schedule.
       edges: what each action needs to have ended, where that is not `grid.dependencies`; actions that are not in
         it need nothing.
     Raises:
-      ScheduleError: actions that are missing, repeated, out of range, or of one stage on several devices; or a grid
-        that never ends. It shows the rows with the bad cells marked as `>1B0<`.
+      ScheduleError: actions that are missing, repeated, out of range, or of one stage on several devices; transfers
+        with one end, or within a device; or a grid that never ends. It shows the rows with the bad cells marked as
+        `>1B0<`.
     """
     _refuse_wrong_actions(grid)
     needs = dependencies(grid) if edges is None else edges
@@ -63,8 +64,9 @@ def check_grid(grid: Grid, *, edges: Mapping[Action, tuple[Action, ...]] | None 
 def _peak_live(grid: Grid) -> tuple[int, ...]:
     """A stage is on one device, so the order of its row alone says it."""
     live, peak = [0] * grid.stages, [0] * grid.stages
-    forward_only = all(action.kind == "F" for action in chain.from_iterable(grid.rows))
-    for action in chain.from_iterable(grid.rows):
+    actions = [action for action in chain.from_iterable(grid.rows) if action.computes]
+    forward_only = all(action.kind == "F" for action in actions)
+    for action in actions:
         j = action.stage
         if action.kind == "F":
             live[j] += 1
@@ -80,14 +82,19 @@ def _refuse_wrong_actions(grid: Grid) -> None:
     kinds: dict[tuple[int, int], set[str]] = {}
     homes: dict[int, list[int]] = {}
     for action, (device, _) in cells:
-        kinds.setdefault((action.stage, action.micro_batch), set()).add(action.kind)
+        if action.computes:
+            kinds.setdefault((action.stage, action.micro_batch), set()).add(action.kind)
         devices = homes.setdefault(action.stage, [])
         if device not in devices:
             devices.append(device)
 
-    outside = {action for action in times if action.stage >= grid.stages or action.micro_batch >= grid.micro_batches}
+    stages, micro_batches = grid.stages, grid.micro_batches
+    outside = {a for a in times if max(a.stage, a.peer or 0) >= stages or a.micro_batch >= micro_batches}
     repeated = {action for action, count in times.items() if count > 1}
     doubled = {action for action in times if action.kind in "IW" and "B" in kinds[action.stage, action.micro_batch]}
+    transfers = {action for action in times if action.peer is not None} - outside
+    within = {action for action in transfers if homes[action.stage] == homes.get(action.other_end.stage)}
+    single = {action for action in transfers - within if action.other_end not in times}
     missing = _missing(grid, kinds)
     faults = [
         f"{fault}: {' '.join(map(str, sorted(actions, key=_place_in_step)))}"
@@ -95,7 +102,9 @@ def _refuse_wrong_actions(grid: Grid) -> None:
             ("missing", missing),
             ("more than once", repeated),
             ("beside a B of the same micro-batch", doubled),
-            (f"not of {grid.stages} stages and {grid.micro_batches} micro-batches", outside),
+            (f"not of {stages} stages and {micro_batches} micro-batches", outside),
+            ("between stages of one device", within),
+            ("without the other end", single),
         )
         if actions
     ]
@@ -108,13 +117,14 @@ def _refuse_wrong_actions(grid: Grid) -> None:
     marked = [
         cell
         for action, cell in cells
-        if action in outside | doubled or cell != first[action] or cell[0] != homes[action.stage][0]
+        if action in outside | doubled | within | single or cell != first[action] or cell[0] != homes[action.stage][0]
     ]
     raise ScheduleError(
         "the schedule does not run every action exactly once",
         details=[*rows_text(grid, marked), *faults],
         way_out="Write F and B (or F, I and W) of every stage and micro-batch once, each stage on one device; "
-        'or use schedule="1f1b".',
+        + "S and R of a transfer both or neither, and only between devices; " * bool(within or single)
+        + 'or use schedule="1f1b".',
     )
 
 
@@ -131,8 +141,8 @@ def _missing(grid: Grid, kinds: Mapping[tuple[int, int], set[str]]) -> set[Actio
     return missing
 
 
-def _place_in_step(action: Action) -> tuple[int, int, int]:
-    return (action.stage, action.micro_batch, "FBIW".index(action.kind))
+def _place_in_step(action: Action) -> tuple[int, int, int, str]:
+    return (action.stage, action.micro_batch, [*CLOCK_STEPS].index(action.kind), str(action))
 
 
 def _deadlock(grid: Grid, needs: Mapping[Action, Iterable[Action]], placed: Sequence[Sequence[int]]) -> ScheduleError:

@@ -4,8 +4,12 @@
     device 0: 0F0 0F1 .   .   0B0 -   0F2 0B1 -   .   0B2 -
     device 1: .   1F0 1B0 -   1F1 1B1 -   1F2 1B2 -   .   .
 
-A clock step is one forward of one micro-batch; F, I and W take one, B takes two (it is an I and a W), and a transfer
-takes none.
+A clock step is one forward of one micro-batch; F, I and W take one, B takes two (it is an I and a W). Communication
+takes none: what devices send and receive, and the reduction of a stage's gradients, which
+`communication.with_communication` inserts. A grid that has it prints as bare rows:
+
+    device 0: 0F0 0F0S1 0R1B0 0B0     stage 0 sends what 0F0 made to stage 1, and receives what 1B0 made
+    device 1: 1R0F0 1F0 1B0 1B0S0
 """
 
 from __future__ import annotations
@@ -19,35 +23,65 @@ from itertools import chain
 from whale_tf._protos import plan_pb2
 from whale_tf.errors import ScheduleError
 
-CLOCK_STEPS: Mapping[str, int] = {"F": 1, "B": 2, "I": 1, "W": 1}
+CLOCK_STEPS: Mapping[str, int] = {"F": 1, "B": 2, "I": 1, "W": 1, "S": 0, "R": 0, "C": 0}
+COMPUTE = frozenset("FBIW")
 _BUBBLE, _CONTINUED = ".", "-"
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One micro-batch going once through one stage: prints as `2F0`, stage 2, forward, micro-batch 0.
+    """What a device does in one go: prints as `2F0`, stage 2, forward, micro-batch 0.
 
     Attributes:
       stage: counted from 0.
-      kind: F forward, B backward; or, in the place of B, I input gradients and W weight gradients.
-      micro_batch: counted from 0.
+      kind: F forward, B backward; or, in the place of B, I input gradients and W weight gradients. S send, prints as
+        `0F0S1`; R receive, as `1R0F0`; C reduce the stage's gradients over the replicas, as `0C`.
+      micro_batch: counted from 0; of C, which is for all of them, 0.
+      peer: the stage that an S goes to, or an R comes from; of others None.
+      made_by: the kind of the action that made what S and R transfer; of others empty.
     """
 
     stage: int
     kind: str
     micro_batch: int
+    peer: int | None = None
+    made_by: str = ""
 
     def __post_init__(self) -> None:
-        if self.kind not in CLOCK_STEPS or self.stage < 0 or self.micro_batch < 0:
+        transfers = self.peer is not None and self.peer >= 0 and self.peer != self.stage and self.made_by in COMPUTE
+        computes_alone = self.peer is None and not self.made_by
+        fits = transfers if self.kind in ("S", "R") else computes_alone and self.kind in CLOCK_STEPS
+        if not fits or min(self.stage, self.micro_batch) < 0 or (self.kind == "C" and self.micro_batch):
             raise _unreadable([f"'{self}' is no action"])
 
     def __str__(self) -> str:
-        return f"{self.stage}{self.kind}{self.micro_batch}"
+        if self.kind == "S":
+            return f"{self.stage}{self.made_by}{self.micro_batch}S{self.peer}"
+        if self.kind == "R":
+            return f"{self.stage}R{self.peer}{self.made_by}{self.micro_batch}"
+        return f"{self.stage}C" if self.kind == "C" else f"{self.stage}{self.kind}{self.micro_batch}"
 
     @property
     def clock_steps(self) -> int:
         """How many clock steps it takes."""
         return CLOCK_STEPS[self.kind]
+
+    @property
+    def computes(self) -> bool:
+        """Whether it runs a stage function, and is no communication."""
+        return self.kind in COMPUTE
+
+    @property
+    def made(self) -> Action:
+        """The action that made what an S or R transfers."""
+        assert self.peer is not None
+        return Action(self.stage if self.kind == "S" else self.peer, self.made_by, self.micro_batch)
+
+    @property
+    def other_end(self) -> Action:
+        """The R of an S, the S of an R."""
+        assert self.peer is not None
+        return Action(self.peer, "R" if self.kind == "S" else "S", self.micro_batch, self.stage, self.made_by)
 
     @classmethod
     def parse(cls, text: str) -> Action:
@@ -59,7 +93,15 @@ class Action:
         found = _ACTION.fullmatch(text.strip())
         if found is None:
             raise _unreadable([f"'{text}' is no action"])
-        return cls(int(found[1]), found[2], int(found[3]))
+        given = found.groupdict()
+        if given["reducer"]:
+            return cls(int(given["reducer"]), "C", 0)
+        made = cls(int(given["stage"]), given["kind"], int(given["micro_batch"]))
+        if given["to"]:
+            return cls(made.stage, "S", made.micro_batch, int(given["to"]), made.kind)
+        if given["receiver"]:
+            return cls(int(given["receiver"]), "R", made.micro_batch, made.stage, made.kind)
+        return made
 
 
 @dataclass(frozen=True)
@@ -77,9 +119,10 @@ class Grid:
     micro_batches: int
 
     def __str__(self) -> str:
-        """A table by clock step; the bare rows if it never ends. Both parse back."""
+        """A table by clock step; the bare rows if it has communication or never ends. All parse back."""
         starts = place(self, dependencies(self))
-        if any(len(row) > len(placed) for row, placed in zip(self.rows, starts, strict=True)):
+        never_ends = any(len(row) > len(placed) for row, placed in zip(self.rows, starts, strict=True))
+        if never_ends or self.communicates:
             return "\n".join(rows_text(self))
         cells = [_cells(row, placed) for row, placed in zip(self.rows, starts, strict=True)]
         makespan = max(map(len, cells), default=0)
@@ -98,8 +141,13 @@ class Grid:
         """Whether a backward is an I and a W."""
         return any(action.kind == "W" for action in chain.from_iterable(self.rows))
 
+    @property
+    def communicates(self) -> bool:
+        """Whether it has communication."""
+        return not all(action.computes for action in chain.from_iterable(self.rows))
+
     def first(self, micro_batches: int, *, backward: bool = True) -> Grid:
-        """The actions of the first micro-batches in their order; without a backward, their forwards.
+        """The actions of the first micro-batches in their order; without a backward, their forwards alone.
 
         An action waits for others of its micro-batch only, and a forward for forwards: so it ends if this one does.
         """
@@ -195,13 +243,20 @@ def pattern_of(devices: Sequence[Hashable]) -> tuple[int, ...]:
 def dependencies(grid: Grid) -> dict[Action, tuple[Action, ...]]:
     """What each action of a grid needs to have ended.
 
-    F: F of the stage before. B and I: F of its own stage, and B or I of the stage after. W: its I.
+    F: F of the stage before. B and I: F of its own stage, and B or I of the stage after. W: its I. S: what made its
+    value. R: its S. C: every B, I and W of its stage.
     """
     actions = dict.fromkeys(chain.from_iterable(grid.rows))
     needs: dict[Action, tuple[Action, ...]] = {}
     for action in actions:
         j, i = action.stage, action.micro_batch
-        if action.kind == "W":
+        if action.kind == "C":
+            needs[action] = tuple(each for each in actions if each.stage == j and each.kind in "BIW")
+        elif action.kind == "S":
+            needs[action] = (action.made,)
+        elif action.kind == "R":
+            needs[action] = (action.other_end,)
+        elif action.kind == "W":
             needs[action] = (Action(j, "I", i),)
         elif action.kind == "F":
             needs[action] = (Action(j - 1, "F", i),) if j > 0 else ()
@@ -249,7 +304,10 @@ def rows_text(grid: Grid, marked: Iterable[tuple[int, int]] = ()) -> list[str]:
     ]
 
 
-_ACTION = re.compile(rf"(\d+)([{''.join(CLOCK_STEPS)}])(\d+)")
+_ACTION = re.compile(
+    r"(?:(?P<receiver>\d+)R)?(?P<stage>\d+)(?P<kind>[FBIW])(?P<micro_batch>\d+)(?(receiver)|(?:S(?P<to>\d+))?)"
+    r"|(?P<reducer>\d+)C"
+)
 _ROW = re.compile(r"\s*device\s+(\d+)\s*:(.*)")
 
 

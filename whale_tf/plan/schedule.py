@@ -80,7 +80,7 @@ def _expanded(coarse: Grid, stages: Sequence[Sequence[int]]) -> Grid:
 
 def _of_grid(grid: Grid, micro_batches: int, backward: bool) -> Grid:
     found = grid.first(micro_batches, backward=backward)
-    if backward and all(action.kind == "F" for action in chain.from_iterable(grid.rows)):
+    if backward and all(action.kind == "F" or not action.computes for action in chain.from_iterable(grid.rows)):
         raise ScheduleError(
             "the schedule has no backward, and the step takes gradients",
             details=rows_text(grid),
