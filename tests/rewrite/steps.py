@@ -21,6 +21,7 @@ from whale_tf.ir.sizes import Array, Sizes
 from whale_tf.ir.text import parse_graph
 from whale_tf.ir.verify import verify
 from whale_tf.plan.coupling import Coupling, resolve
+from whale_tf.plan.grids import Grids
 from whale_tf.plan.layout import Layout, cut_batch, meshes_of
 from whale_tf.plan.one_part import undivided
 from whale_tf.plan.plan import Plan
@@ -227,7 +228,7 @@ def spread(
     micro_batches: int = 1,
     stages: int = 1,
     examples: int = 0,
-    schedule: str = "1f1b",
+    schedule: str | Grids = "1f1b",
     loss: str = "mean",
     homes: Mapping[str, int] | None = None,
     processes: tuple[int, ...] = (),
@@ -289,7 +290,7 @@ def whole_world(step: StepProgram) -> Program:
 
 def part_of(step: StepProgram, group: int) -> Program:
     """The program of one group of replicas, after all passes."""
-    return hold_assignments(send_first(bind(step, group)))
+    return hold_assignments(send_first(bind(step, group), step))
 
 
 def _at_sizes(states: States, resharded: Resharded, plan: Plan) -> dict[int, Functions]:

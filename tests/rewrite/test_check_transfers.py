@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 from tests.rewrite.steps import WAYS, Spread, spread
 from whale_tf.errors import InternalError
 from whale_tf.ir.graph import DType, Ref, Shape, TensorType
+from whale_tf.plan.grids import Grids
+from whale_tf.rewrite.check_transfers import faulty_transfers
 
 
 def offenders(program: Spread) -> str:
@@ -110,3 +113,25 @@ def test_what_waits_for_its_own_collective_is_named() -> None:
     call = program.main[node.inputs[0].node]
     told = offenders(program.with_nodes([call.with_(inputs=(*call.inputs[:-1], Ref(node.name)))]))
     assert "nodes never run" in told
+
+
+def test_a_message_that_nothing_keeps_in_its_place_is_named() -> None:
+    late = Grids.parse("device 0: 0F0 0F1 0F0S1 0B0 0B1\ndevice 1: 1R0F0 1F0 1F1 1B0 1B1")
+    program = spread(stages=2, micro_batches=2, schedule=late, processes=(0, 1))
+    (send,) = (node for node in program.find("Send") if node.control == ("r0/0F1",))
+    told = offenders(program.with_nodes([send.with_(control=())]))
+    assert told == f"'{send.name}' does not wait for 'r0/0F1', which is before it in the schedule"
+    call = next(node for node in program.find("Call") if send.name in node.control)
+    free = call.with_(control=tuple(name for name in call.control if name != send.name))
+    told = offenders(program.with_nodes([free]))
+    assert told == f"call '{call.name}' does not wait for '{send.name}', which is before it in the schedule"
+
+
+def test_a_transfer_that_is_not_scheduled_or_not_done_is_named() -> None:
+    program = spread(stages=2, micro_batches=2)
+    alone = {key: replace(each, arguments=()) if key.stage else each for key, each in program.functions.items()}
+    told = list(faulty_transfers(replace(program.step, variants={4: alone}), program.program))
+    assert [each for each in told if "0F1S1" in each] == ["replica 0 does 0F1S1, and the schedule does not say so"]
+    idle = [program.main[name].with_(inputs=()) for name in ("r0/1F0", "r0/1B0")]
+    told = list(faulty_transfers(program.step, program.with_nodes(idle).program))
+    assert "the schedule says 0F0S1 for replica 0, which does not" in told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.rewrite.steps import Spread, spread
+from whale_tf.plan.grids import Grids
 from whale_tf.rewrite.send_first import send_first
 
 
@@ -39,4 +40,15 @@ def test_values_of_the_update_are_sent_when_they_are_there() -> None:
 
 def test_one_process_and_calls_without_an_order_are_left_alone() -> None:
     for program in (spread(stages=2, micro_batches=4), spread(stages=2, processes=(0, 1))):
-        assert send_first(program.program) is program.program
+        assert send_first(program.program, program.step) is program.program
+
+
+def test_a_value_goes_where_the_schedule_says() -> None:
+    late = "device 0: 0F0 0F1 0F0S1 0F2 0B0 0B1 0B2\ndevice 1: 1R0F0 1F0 1F1 1F2 1B0 1B1 1B2"
+    program = spread(stages=2, micro_batches=3, schedule=Grids.parse(late), processes=(0, 1))
+    program.check()
+    (send,) = (name for name in messages(program)["r0/0F0"] if name not in program.main["r0/0F1"].control)
+    assert program.main[send].control == ("r0/0F1",)
+    assert send in program.main["r0/0F2"].control
+    order = list(program.main.nodes)
+    assert order.index("r0/0F1") < order.index(send) < order.index("r0/0F2")

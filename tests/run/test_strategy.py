@@ -128,6 +128,31 @@ def test_a_grid_that_the_user_wrote_runs(schedule: str) -> None:
     assert "schedule by hand" in str(step.plan)
 
 
+def test_communication_shows_what_is_sent_and_reduced_and_is_a_schedule() -> None:
+    step = check_equal(whale.Strategy(replicas=2, schedule="gpipe", micro_batches=2))
+    step.prepare(batch(12))
+    assert str(step.communication) == "\n".join(
+        [
+            "device 0: 0F0 0F0S1 0F1 0F1S1 0R1B0 0B0 0R1B1 0B1 0C",
+            "device 1: 1R0F0 1F0 1R0F1 1F1 1B0 1B0S0 1B1 1B1S0 1C",
+        ]
+    )
+    again = check_equal(whale.Strategy(replicas=2, schedule=str(step.communication)))
+    again.prepare(batch(12))
+    assert again.schedule == again.communication == step.communication
+    again.prepare(batch(1))  # one part: nothing is reduced
+    assert str(again.communication).count("C") == 0
+
+
+def test_a_written_transfer_that_comes_too_late_is_refused() -> None:
+    late = "device 0: 0F0 0F0S1 0B0\ndevice 1: 1F0 1R0F0 1B0"
+    step = whale.function(strategy=whale.Strategy(replicas=1, schedule=late))(training(weights()))
+    with pytest.raises(whale.errors.ScheduleError) as refused:
+        step(batch(4))
+    assert "  device 1: >1F0< 1R0F0 1B0 1B0S0\n" in str(refused.value)
+    assert "device 1 waits at 1F0 for 1R0F0, which it runs later" in str(refused.value)
+
+
 UNLIKE = ((0, 0), (1, 2), (7, 3))
 
 

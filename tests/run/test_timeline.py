@@ -15,6 +15,7 @@ import tensorflow as tf
 
 import whale_tf as whale
 from tests.equivalence.models import cross_entropy, dense, optimized
+from whale_tf.plan.grid import pattern_of
 from whale_tf.run.step import Step
 from whale_tf.run.timeline import Slice, Timeline, kept, measure
 
@@ -76,7 +77,7 @@ def test_each_row_is_the_row_of_the_schedule(devices: int, arrangement: dict[str
     whale.init(devices)
     timeline, step = timeline_of(**arrangement)
     for replica in range(step.plan.layout.replicas):
-        rows = step.plan.grid_of(replica).rows
+        rows = step.schedule.of(pattern_of(step.plan.layout.meshes[replica])).rows
         for row, device in zip(rows, step.plan.layout.devices_of(replica), strict=True):
             actions = [slice for slice in timeline.row(device) if slice.name != "U"]
             assert [slice.name for slice in actions] == [str(action) for action in row]

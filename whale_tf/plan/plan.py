@@ -16,7 +16,6 @@ from whale_tf._protos import plan_pb2
 from whale_tf.errors import PlanError
 from whale_tf.ir.graph import Ref
 from whale_tf.ir.sharding import WHOLE, Value
-from whale_tf.plan.grid import Grid, pattern_of
 from whale_tf.plan.grids import Grids
 from whale_tf.plan.layout import HOST_SEAT, Layout
 from whale_tf.plan.mesh_use import MeshUse
@@ -141,10 +140,6 @@ class Plan:
         of_kind = self.seat_of.get(name, (HOST_SEAT,))
         kind = self.layout.groups.kind_of(group)
         return self.layout.device_at(group, of_kind[kind if kind < len(of_kind) else 0])
-
-    def grid_of(self, replica: int, *, backward: bool = True) -> Grid:
-        """The order of actions on each device of a replica; without a backward, in phases that have none."""
-        return (self.grids if backward else self.forward_grids).of(pattern_of(self.layout.meshes[replica]))
 
     @property
     def micro_batches(self) -> int:

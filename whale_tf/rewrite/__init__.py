@@ -21,7 +21,7 @@ PASSES: Mapping[str, str] = MappingProxyType(
         "fold_random": "after resize: which numbers a part draws follows from its size",
         "shard": "after fold_random: the members of a mesh draw the same numbers",
         "bind": "when the functions are final: it makes the calls of them",
-        "send_first": "after bind, which knows no order among what a device may do next",
+        "send_first": "after bind, which keeps calls in the schedule's order, but not what they send",
         "hold_assignments": "behind everything that may fail",
         "check": "last: it proves what will run",
     }

@@ -95,15 +95,14 @@ class _Binder:
 
     def _actions(self, phase: int) -> None:
         """The calls of one phase, clock step by clock step, so that what an action takes was added before."""
-        keys = {key for variant in self.step.variants.values() for key in variant if key.phase == phase}
-        if not keys:
+        if phase not in self.step.phases:
             return
-        backward = any(key.kind != "F" for key in keys)
         actions: list[tuple[int, int, int, Action]] = []
         for replicas in self.layout.classes.values():
-            starts = check_grid(self.plan.grid_of(replicas[0], backward=backward)).start
+            starts = check_grid(self.step.grid_of(replicas[0], phase)).start
             own = [replica for replica in replicas if self.layout.groups.of_replica[replica] == self.group]
-            actions += [(start, action.stage, r, action) for action, start in starts.items() for r in own]
+            computing = [(start, action) for action, start in starts.items() if action.computes]
+            actions += [(start, action.stage, r, action) for start, action in computing for r in own]
         for _, _, replica, action in sorted(actions, key=lambda each: each[:3]):
             self._call(phase, action, replica)
 

@@ -45,7 +45,7 @@ def check(step: StepProgram, sizes: Sizes, program: Program) -> None:
       InternalError: with the offenders, and how many there are.
     """
     graph, roles, variants = step.graph, step.roles, step.variants
-    offenders = list(faulty_transfers(step.plan, program))
+    offenders = list(faulty_transfers(step, program))
     needed = [name for name in graph.nodes if name in step.needed]
     for size, variant in variants.items():
         variant = {key: function.whole or function for key, function in variant.items()}

@@ -10,19 +10,25 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from whale_tf.ir.graph import Graph, Node
+from whale_tf.plan.grid import Action
 from whale_tf.plan.plan import Plan
 from whale_tf.rewrite.program import BETWEEN_GROUPS, COLLECTIVES, Program
+from whale_tf.rewrite.send_first import sending_places
+from whale_tf.rewrite.step_program import StepProgram
 
 _SHOWN_CIRCLE = 8
 
 
-def faulty_transfers(plan: Plan, program: Program) -> Iterator[str]:
-    """What could make a device wait for ever, or read a tensor of another."""
+def faulty_transfers(step: StepProgram, program: Program) -> Iterator[str]:
+    """What could make a device wait for ever, or read a tensor of another, or is not as scheduled."""
     yield from _wrong_devices(program)
     yield from _wrong_pairs(program)
-    yield from _wrong_between_groups(plan, program)
+    yield from _wrong_between_groups(step.plan, program)
     yield from _wrong_collectives(program)
-    yield from _wrong_order(plan, program)
+    yield from _wrong_order(step, program)
+    yield from _wrong_channels(step, program)
+    if program.ordered:
+        yield from _wrong_messages(step, program)
     yield from _circle(program.main)
 
 
@@ -121,11 +127,10 @@ def _wrong_pairs(program: Program) -> Iterator[str]:
             yield f"key '{name}' is sent as {send.attrs['T']} and received as {receive.attrs['T']}"
 
 
-def _wrong_order(plan: Plan, program: Program) -> Iterator[str]:
+def _wrong_order(step: StepProgram, program: Program) -> Iterator[str]:
     """Calls of a device that are not in the schedule's order, or that nothing keeps in order."""
     last: dict[int, str] = {}
     rows: dict[tuple[int, int, int, int], list[str]] = {}
-    backward: set[int] = set()
     for node in program.main:
         if node.op != "Call":
             continue
@@ -134,21 +139,52 @@ def _wrong_order(plan: Plan, program: Program) -> Iterator[str]:
             yield f"call '{node.name}' on device {node.device} does not wait for '{before}', the call before it"
         last[node.device] = node.name
         function = program.functions.get(node.attrs["function"].decode())
-        if function is None or function.key.stage >= len(plan.layout.stages):
+        if function is None or function.key.stage >= len(step.plan.layout.stages):
             continue
-        replica = node.attrs["replica"]
-        row = plan.grid_of(replica).device_of(function.key.stage)
-        key = (node.attrs["phase"], replica, row, node.attrs["member"])
-        rows.setdefault(key, []).append(node.attrs["action"].decode())
-        if function.key.kind != "F":
-            backward.add(node.attrs["phase"])
+        replica, phase = node.attrs["replica"], node.attrs["phase"]
+        row = step.grid_of(replica, phase).device_of(function.key.stage)
+        rows.setdefault((phase, replica, row, node.attrs["member"]), []).append(node.attrs["action"].decode())
     for (phase, replica, row, _), actions in rows.items():
-        grid = plan.grid_of(replica, backward=phase in backward)
         made = set(actions)
-        planned = [str(action) for action in grid.rows[row] if str(action) in made]
+        planned = [str(action) for action in step.grid_of(replica, phase).rows[row] if str(action) in made]
         if actions != planned and Counter(actions) == Counter(planned):
             where = f"device {row} of replica {replica}"
             yield f"{where} runs {' '.join(actions)}, and the schedule says {' '.join(planned)}"
+
+
+def _wrong_channels(step: StepProgram, program: Program) -> Iterator[str]:
+    """Values that go from stage to stage without the schedule's saying so, and the other way round."""
+    sent = sends(program.main)
+    taken: dict[tuple[int, int], dict[Action, None]] = {}
+    for call in program.main:
+        if call.op != "Call":
+            continue
+        replica, phase = who = call.attrs["replica"], call.attrs["phase"]
+        found, grid = taken.setdefault(who, {}), step.grid_of(replica, phase)
+        stage = Action.parse(call.attrs["action"].decode()).stage
+        for ref in call.inputs:
+            maker = program.main[ref.node]
+            while maker.op == "Recv" and maker.attrs["key"] in sent:
+                maker = program.main[sent[maker.attrs["key"]].inputs[0].node]
+            if maker.op == "Call" and (maker.attrs["replica"], maker.attrs["phase"]) == who:
+                made = Action.parse(maker.attrs["action"].decode())
+                if grid.device_of(made.stage) != grid.device_of(stage):
+                    found[Action(made.stage, "S", made.micro_batch, stage, made.kind)] = None
+    for (replica, phase), found in taken.items():
+        said = [action for row in step.grid_of(replica, phase).rows for action in row if action.kind == "S"]
+        yield from (f"replica {replica} does {each}, and the schedule does not say so" for each in {*found} - {*said})
+        yield from (f"the schedule says {each} for replica {replica}, which does not" for each in {*said} - {*found})
+
+
+def _wrong_messages(step: StepProgram, program: Program) -> Iterator[str]:
+    """Messages that may go before the call that stands before their S, or after the next one."""
+    follows = {name: call for call in program.main if call.op == "Call" for name in call.control}
+    for name, call in sending_places(program, step).items():
+        send, after = program.main[name], follows.get(call)
+        if send.inputs[0].node != call and call not in send.control:
+            yield f"'{name}' does not wait for '{call}', which is before it in the schedule"
+        if after is not None and name not in after.control:
+            yield f"call '{after.name}' does not wait for '{name}', which is before it in the schedule"
 
 
 def _circle(main: Graph) -> Iterator[str]:

@@ -78,7 +78,7 @@ def rewrite_step(
     step = StepProgram(graph, roles, plan, members, fed)
     program = passes.run("bind", bind, step, plan.layout.groups.of_process[process])
     dump("bind", program.main, after="bind")
-    program = passes.run("send_first", send_first, program)
+    program = passes.run("send_first", send_first, program, step)
     dump("send_first", program.main, after="send_first")
     program = passes.run("hold_assignments", hold_assignments, program)
     dump("hold_assignments", program.main, after="hold_assignments")

@@ -13,6 +13,9 @@ from functools import cached_property
 from whale_tf.ir.functions import functions_of
 from whale_tf.ir.graph import ALIAS_OPS, BOUNDARY_OPS, Graph, Node, Ref
 from whale_tf.ir.sharding import State
+from whale_tf.plan.communication import Channel, with_communication
+from whale_tf.plan.grid import Grid, pattern_of
+from whale_tf.plan.grids import Grids
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.residency import copyable
 from whale_tf.plan.roles import Roles
@@ -98,6 +101,59 @@ class StepProgram:
         if any(functions_of(node) for graph in graphs.values() for node in graph):
             return False  # with the bodies of loops, for one, they are not small
         return sum(count * len(graphs[name]) for name, count in calls.items()) <= INLINED_NODES
+
+    @property
+    def phases(self) -> tuple[int, ...]:
+        """The phases in which micro-batches go through stages, in order."""
+        return tuple(sorted({key.phase for key in self._keys}))
+
+    def has_backward(self, phase: int) -> bool:
+        """Whether a phase has actions besides forwards."""
+        return any(key.phase == phase and key.kind != "F" for key in self._keys)
+
+    @cached_property
+    def communication(self) -> Mapping[int, Grids]:
+        """The plan's grids with what is sent, received and reduced, by phase.
+
+        Raises:
+          ScheduleError: a grid that was written by hand has other communication, or has it at the wrong place.
+        """
+        return {
+            phase: Grids(tuple(with_communication(grid, self._channels(phase), self._reduced(phase)) for grid in grids))
+            for phase in self.phases
+            for grids in [(self.plan.grids if self.has_backward(phase) else self.plan.forward_grids).by_class]
+        }
+
+    @property
+    def first_communication(self) -> Grids:
+        """The grids of the first phase, of those with a backward if there are any; the plan's if there is no phase."""
+        return self.communication[max(self.phases, key=self.has_backward)] if self.phases else self.plan.grids
+
+    def grid_of(self, replica: int, phase: int) -> Grid:
+        """The order of actions and communication on each device of a replica."""
+        return self.communication[phase].of(pattern_of(self.plan.layout.meshes[replica]))
+
+    def _channels(self, phase: int) -> list[Channel]:
+        """What the functions of a phase take from those of other stages."""
+        functions = [each for each in self._keys.values() if each.key.phase == phase]
+        makers = {ref: function.key for function in functions for ref in function.results}
+        found: dict[Channel, None] = {}
+        for function in functions:
+            taken = (source.ref for source in function.arguments if source.kind == "micro")
+            for maker in (makers[ref] for ref in taken if ref in makers):
+                if maker.stage != function.key.stage:
+                    found[Channel((maker.stage, maker.kind), (function.key.stage, function.key.kind))] = None
+        return list(found)
+
+    def _reduced(self, phase: int) -> set[int]:
+        """The stages that have gradients which replicas add."""
+        functions = self._keys.values() if self.plan.layout.replicas > 1 else ()
+        return {each.key.stage for each in functions if each.key.phase == phase and each.key.kind != "F" and each.sums}
+
+    @property
+    def _keys(self) -> Functions:
+        """The functions at one size; those at others take and give the same."""
+        return next(iter(self.variants.values()))
 
     @cached_property
     def needed(self) -> frozenset[str]:

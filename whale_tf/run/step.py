@@ -339,3 +339,11 @@ class Step:
     def schedule(self) -> Grids:
         """The order of actions on each device of a replica, for each pipeline class, in the last call."""
         return self.plan.grids
+
+    @property
+    def communication(self) -> Grids:
+        """The schedule with what devices send and receive between its actions, and where gradients are reduced.
+
+        It is a schedule too: `schedule=` takes it, with sends at other places if one likes.
+        """
+        return self.compiled.parts.step.first_communication
