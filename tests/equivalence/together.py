@@ -20,6 +20,10 @@ from whale_tf.world import read_environment
 RANK = read_environment(os.environ).rank
 BATCHES = (16, 16, 13, 9, 16)  # a new trace for each size that was not there before
 TOLERANCE = 1e-5
+LATE = """
+device 0: 0F0 0F1 0F0S1 0B0 0B1
+device 1: 1R0F0 1F0 1F1 1B0 1B1
+"""
 
 
 class Regression:
@@ -76,6 +80,13 @@ def main() -> None:
     shapes = tf.TensorSpec([None, 4], tf.float32), tf.TensorSpec([None, 1], tf.float32)
     dataset = tf.data.Dataset.from_generator(batches, output_signature=shapes)
     check("fed", train(fed, feeding, ((part,) for part in feeding.feed(dataset))), want)
+
+    sent = Regression(0.0)
+    strategy = whale.Strategy(devices=((0, 2), (1, 3)), schedule=LATE)  # each stage in a process of its own
+    late = whale.function(strategy=strategy)(sent.step)
+    losses = np.array([late(*args) for args in batches()])
+    late.gather()
+    check("sent late", [losses, sent.first.numpy(), sent.second.numpy()], want)
 
     before = called.first.numpy()
     report = step.verify(*batches()[0])

@@ -31,7 +31,7 @@ def chained(stages: int, backward: str) -> list[Channel]:
 
 
 def test_it_stands_where_values_are_made_and_taken() -> None:
-    made = with_communication(Grid.parse(TWO_STAGES), BOTH, reduced=(0, 1))
+    made = with_communication(Grid.parse(TWO_STAGES), BOTH * 2, reduced=(0, 1))
     assert str(made).splitlines() == [
         "device 0: 0F0 0F0S1 0F1 0F1S1 0R1B0 0B0 0R1B1 0B1 0C",
         "device 1: 1R0F0 1F0 1B0 1B0S0 1R0F1 1F1 1B1 1B1S0 1C",

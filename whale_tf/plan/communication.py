@@ -51,7 +51,7 @@ def with_communication(grid: Grid, channels: Iterable[Channel], reduced: Iterabl
     Raises:
       ScheduleError: the grid has transfers that the step has not, or a value that arrives after it is taken.
     """
-    apart = [c for c in channels if grid.device_of(c.made_by[0]) != grid.device_of(c.taken_by[0])]
+    apart = [c for c in dict.fromkeys(channels) if grid.device_of(c.made_by[0]) != grid.device_of(c.taken_by[0])]
     batches = range(grid.micro_batches)
     arrivals: dict[Action, list[Action]] = {}
     sends: dict[Action, list[Action]] = {}
@@ -83,7 +83,7 @@ def _communicating(
     last = {action.stage: action for action in row if action.computes and action.kind != "F"}
     come: set[Action] = set()
     for action in row:
-        new = [receive for receive in arrivals.get(action, ()) if receive in inserted - come]
+        new = [receive for receive in arrivals.get(action, ()) if receive in inserted and receive not in come]
         come.update(new)
         yield from new
         yield action
