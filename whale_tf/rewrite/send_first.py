@@ -72,13 +72,12 @@ def _caller(call: Node, action: str) -> tuple[object, ...]:
 
 def _behind(step: StepProgram, replica: int, phase: int) -> Mapping[Action, tuple[int, str]]:
     """The place of each S in its row, and what is called before it."""
-    functions = next(iter(step.variants.values()))
     found: dict[Action, tuple[int, str]] = {}
     for row in step.grid_of(replica, phase).rows:
         called = ""
         for place, action in enumerate(row):
             if action.kind == "S":
                 found[action] = (place, called)
-            elif Key(phase, action.stage, action.kind) in functions:
+            elif Key(phase, action.stage, action.kind) in step.by_key:
                 called = str(action)
     return found

@@ -105,11 +105,11 @@ class StepProgram:
     @property
     def phases(self) -> tuple[int, ...]:
         """The phases in which micro-batches go through stages, in order."""
-        return tuple(sorted({key.phase for key in self._keys}))
+        return tuple(sorted({key.phase for key in self.by_key}))
 
     def has_backward(self, phase: int) -> bool:
         """Whether a phase has actions besides forwards."""
-        return any(key.phase == phase and key.kind != "F" for key in self._keys)
+        return any(key.phase == phase and key.kind != "F" for key in self.by_key)
 
     @cached_property
     def communication(self) -> Mapping[int, Grids]:
@@ -135,7 +135,7 @@ class StepProgram:
 
     def _channels(self, phase: int) -> list[Channel]:
         """What the functions of a phase take from those of other stages."""
-        functions = [each for each in self._keys.values() if each.key.phase == phase]
+        functions = [each for each in self.by_key.values() if each.key.phase == phase]
         makers = {ref: function.key for function in functions for ref in function.results}
         found: dict[Channel, None] = {}
         for function in functions:
@@ -147,11 +147,11 @@ class StepProgram:
 
     def _reduced(self, phase: int) -> set[int]:
         """The stages that have gradients which replicas add."""
-        functions = self._keys.values() if self.plan.layout.replicas > 1 else ()
+        functions = self.by_key.values() if self.plan.layout.replicas > 1 else ()
         return {each.key.stage for each in functions if each.key.phase == phase and each.key.kind != "F" and each.sums}
 
     @property
-    def _keys(self) -> Functions:
+    def by_key(self) -> Functions:
         """The functions at one size; those at others take and give the same."""
         return next(iter(self.variants.values()))
 
