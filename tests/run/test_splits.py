@@ -186,8 +186,6 @@ def test_what_cannot_be_cut_is_told_and_computed_whole() -> None:
             return tf.reduce_sum(tf.sort(x @ weight, axis=1)[:, :3])
 
     x, _ = batch()
-    with pytest.warns(
-        UserWarning, match=r"TopKV2 '.*' cannot be cut over 2 devices"
-    ):
+    with pytest.warns(UserWarning, match=r"TopKV2 '.*' cannot be cut over 2 devices"):
         np.testing.assert_allclose(step(x), tf.reduce_sum(tf.sort(x @ weight, axis=1)[:, :3]), rtol=1e-5)
     assert step.plan.meshes[0].gathered
