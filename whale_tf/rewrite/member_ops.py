@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,6 +23,17 @@ class Moved(NamedTuple):
     node: str
 
 
+@dataclass(frozen=True)
+class _Both:
+    """What is in one of two collections."""
+
+    one: Collection[str]
+    other: Collection[str]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.one or name in self.other
+
+
 @dataclass
 class MemberGraph:
     """A member's graph, to which nodes are added after what they take.
@@ -30,12 +41,14 @@ class MemberGraph:
     Attributes:
       members: how many there are.
       arguments: where the function's arguments come from; added to.
+      reserved: names that are kept for the operations of the whole function.
       moved: its collectives; added to.
       wanting: the operation that is being written.
     """
 
     members: int
     arguments: list[Source]
+    reserved: Collection[str] = ()
     nodes: dict[str, Node] = field(default_factory=dict)
     moved: list[Moved] = field(default_factory=list)
     wanting: str = ""
@@ -53,7 +66,7 @@ class MemberGraph:
         **attrs: Any,
     ) -> Ref:
         """One node, under a name that is not used yet."""
-        unique = self.names.unused(name.replace(":", "/"), self.nodes)
+        unique = self.names.unused(name.replace(":", "/"), _Both(self.nodes, self.reserved))
         self.nodes[unique] = Node(unique, op, tuple(inputs), attrs=attrs, outputs=tuple(kinds), stateful=stateful)
         return Ref(unique)
 

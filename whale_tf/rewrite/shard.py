@@ -73,7 +73,7 @@ class _Sharding:
 
     def __init__(self, function: StageFunction, sizes: Sizes, mesh: StageMesh, agreed: Agreed) -> None:
         self.whole, self.sizes, self.mesh, self.agreed = function, sizes, mesh, agreed
-        self.graph = MemberGraph(mesh.members, list(function.arguments))
+        self.graph = MemberGraph(mesh.members, list(function.arguments), function.graph.nodes)
         self.state: dict[Ref, State] = {}
         self.at: dict[Ref, Ref] = {}
         self.brought: dict[tuple[Ref, State], Ref] = {}
