@@ -274,9 +274,17 @@ def test_training_with_operators_cut_equals_one_device(case: Case, layout: Layou
 REFUSED = {"gradients_of_each_example", "lstm"}
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("layout", [LAYOUTS[0], LAYOUTS[2]], ids=str)
-@pytest.mark.parametrize("case", [case for case in (TRANSFORMER, *CASES) if str(case) not in REFUSED], ids=str)
+def each_case() -> list[Any]:
+    """Every case of the other tests with two layouts, of which one by rotation is tried less often."""
+    found = []
+    for i, case in enumerate(case for case in (TRANSFORMER, *CASES) if str(case) not in REFUSED):
+        for k, layout in enumerate((LAYOUTS[0], LAYOUTS[2])):
+            marks = [pytest.mark.long, pytest.mark.longest][: 1 + (i + k) % 2]
+            found.append(pytest.param(case, layout, id=f"{case}-{layout}", marks=marks))
+    return found
+
+
+@pytest.mark.parametrize(("case", "layout"), each_case())
 def test_each_case_with_operators_cut_equals_one_device(case: Case, layout: Layout) -> None:
     if not case.allows(layout):
         pytest.skip("the case is not for such a layout")
