@@ -30,6 +30,9 @@ NO_VALUES = frozenset({"resource", "variant"})
 # Of all inlined calls of a program together: so many take 0.1 to 0.2 s longer to build, on two cores of AMD EPYC.
 INLINED_NODES = 2000
 
+# These fail for the sake of what the error says, of which the name of the call is a part: an inlined one has none.
+CHECKS = frozenset({"Assert", "CheckNumerics", "CheckNumericsV2"})
+
 
 @dataclass(frozen=True)
 class StepProgram:
@@ -98,8 +101,8 @@ class StepProgram:
         if not self.ordered or not self.plain:
             return self.plain
         graphs = {name: self.functions[name].graph for name in calls}
-        if any(functions_of(node) for graph in graphs.values() for node in graph):
-            return False  # with the bodies of loops, for one, they are not small
+        if any(functions_of(node) or node.op in CHECKS for graph in graphs.values() for node in graph):
+            return False  # with the bodies of loops they are not small; and a check is to tell its micro-batch
         return sum(count * len(graphs[name]) for name, count in calls.items()) <= INLINED_NODES
 
     @property
