@@ -6,7 +6,7 @@ from what they are of, so that two processes that build their own parts name wha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,6 +18,9 @@ from whale_tf.plan.layout import HOST_SEAT, Layout
 from whale_tf.rewrite.step_program import NO_VALUES
 
 INT32 = DType("int32")
+
+
+Join = Callable[[Sequence[Ref], TensorType, int], Ref]  # of tensors of this type but for one dim, along it
 
 
 class Placed(NamedTuple):
@@ -147,27 +150,30 @@ class Builder:
         cut = with_dim(kind, dim, count)
         return self.add(name, "Slice", [ref, begin, size], [cut], device, T=kind.dtype, Index=INT32)
 
-    def joined(self, name: str, refs: Sequence[Ref], kind: TensorType, split: Split, device: int) -> Ref:
-        """The pieces of a mesh's members on one device, put together."""
+    def joined(self, name: str, refs: Sequence[Ref], kind: TensorType, split: Split, device: int, join: Join) -> Ref:
+        """Pieces on one device put together by `join`: where a dim is seen as (outer, rest), along rest."""
         if split.outer == 1:
-            return self.concat(f"{name}/joined", refs, kind, device, split.dim)
-        before, after = kind.shape[: split.dim], kind.shape[split.dim + 1 :]
-        seen = TensorType(kind.dtype, Shape((*before, split.outer, -1, *after)))
+            return join(refs, kind, split.dim)
+        seen = _seen_apart(kind, split.dim, split.outer, -1)
         apart = [self.reshaped(f"{name}/{number}", ref, seen, device) for number, ref in enumerate(refs)]
-        whole = self.concat(f"{name}/joined", apart, seen, device, split.dim + 1)
-        return self.reshaped(f"{name}/joined", whole, kind, device)
+        return self.reshaped(f"{name}/flat", join(apart, seen, split.dim + 1), kind, device)
 
-    def own_piece(self, name: str, ref: Ref, kind: TensorType, split: Split, at: tuple[int, int], device: int) -> Ref:
-        """What one of a mesh's members has of a tensor: (member, members)."""
-        (member, members), size = at, kind.shape.sizes[split.dim] // split.outer
-        piece = size // members
-        if split.outer == 1:
-            return self.sliced(name, ref, (split.dim, member * piece, piece), kind, device)
-        before, after = kind.shape[: split.dim], kind.shape[split.dim + 1 :]
-        seen = TensorType(kind.dtype, Shape((*before, split.outer, size, *after)))
-        apart = self.reshaped(f"{name}/apart", ref, seen, device)
-        cut = self.sliced(name, apart, (split.dim + 1, member * piece, piece), seen, device)
-        return self.reshaped(name, cut, with_dim(kind, split.dim, split.outer * piece), device)
+    def piece(
+        self, name: str, ref: Ref, kind: TensorType, at: tuple[int, int], rows: tuple[int, int], device: int
+    ) -> Ref:
+        """Some of a dim that is seen as (outer, rest): of rest.
+
+        Args:
+          at: the dim and outer.
+          rows: the first of rest and how many.
+        """
+        (dim, outer), (first, count) = at, rows
+        if outer == 1:
+            return self.sliced(name, ref, (dim, first, count), kind, device)
+        seen = _seen_apart(kind, dim, outer, (kind.shape[dim] or 0) // outer)
+        apart = self.reshaped(name, ref, seen, device)
+        cut = self.sliced(name, apart, (dim + 1, first, count), seen, device)
+        return self.reshaped(f"{name}/flat", cut, with_dim(kind, dim, outer * count), device)
 
     def place(self, mesh: tuple[int, ...], member: int, number: int) -> Ref:
         """Who a member of a mesh is, and the number of its calls, on its device."""
@@ -193,3 +199,8 @@ class Builder:
 def with_dim(kind: TensorType, dim: int, size: int) -> TensorType:
     """The type of a tensor that has another size in one dim."""
     return TensorType(kind.dtype, Shape((*kind.shape[:dim], size, *kind.shape[dim + 1 :])))
+
+
+def _seen_apart(kind: TensorType, dim: int, outer: int, rest: int) -> TensorType:
+    """The type of a tensor with a dim as (outer, rest)."""
+    return TensorType(kind.dtype, Shape((*kind.shape[:dim], outer, rest, *kind.shape[dim + 1 :])))

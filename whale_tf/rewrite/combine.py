@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 
 from whale_tf.ir.graph import Ref, Shape, TensorType
@@ -250,13 +251,7 @@ class Combine:
         pieces = [builder.move(each, device) for each in parts.values]
         if split.ahead:
             pieces = self._counted(parts, pieces, split)
-        if split.outer == 1:
-            return Placed(self._joined(parts, pieces, kind, split.dim), device)
-        before, after = kind.shape[: split.dim], kind.shape[split.dim + 1 :]
-        folded = TensorType(kind.dtype, Shape((*before, split.outer, -1, *after)))
-        seen = [builder.reshaped(f"{parts.name}/{n}", ref, folded, device) for n, ref in enumerate(pieces)]
-        whole = self._joined(parts, seen, folded, split.dim + 1)
-        return Placed(builder.reshaped(f"{parts.name}/flat", whole, kind, device), device)
+        return Placed(builder.joined(parts.name, pieces, kind, split, device, partial(self._joined, parts)), device)
 
     def _joined(self, parts: Parts, pieces: Sequence[Ref], kind: TensorType, dim: int) -> Ref:
         """The pieces of this group put together, and then those of all groups."""

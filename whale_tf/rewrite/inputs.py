@@ -7,7 +7,7 @@ process 1:  Take x ─▶ Slice 8..11, Slice 12..15      of the global batch; of
 from __future__ import annotations
 
 from whale_tf.errors import PlanError
-from whale_tf.ir.graph import Node, Shape, TensorType
+from whale_tf.ir.graph import Node, TensorType
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.roles import variable_of
 from whale_tf.rewrite.builder import Builder, Placed
@@ -47,20 +47,11 @@ class Inputs:
           at: the dim, and how often the batch lies in it.
           examples: the first one and how many.
         """
-        builder, device = self.builder, whole.device
         (dim, outer), (first, count) = at, examples
         length = (kind.shape[dim] or 0) // outer
         chunk = length // self.plan.examples if length > 0 else 1
-        ref = whole.ref
-        if outer > 1:
-            kind = TensorType(kind.dtype, Shape((*kind.shape[:dim], outer, length, *kind.shape[dim + 1 :])))
-            ref = builder.reshaped(name, ref, kind, device)
-            dim += 1
-        ref = builder.sliced(name, ref, (dim, first * chunk, count * chunk), kind, device)
-        if outer > 1:
-            shape = Shape((*kind.shape[: dim - 1], outer * count * chunk, *kind.shape[dim + 1 :]))
-            ref = builder.reshaped(f"{name}/flat", ref, TensorType(kind.dtype, shape), device)
-        return Placed(ref, device)
+        rows = (first * chunk, count * chunk)
+        return Placed(self.builder.piece(name, whole.ref, kind, at, rows, whole.device), whole.device)
 
     def refuse_uncut(self) -> None:
         """Refuses a step that takes a whole batch of which each process was given a part.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -59,8 +60,10 @@ class Made:
         assert isinstance(split, Split)  # shard writes no other
         key = (Ref(f"{source.ref}/{split}/{who.member} of {members}"), device)
         if key not in self.builder.copies:
-            kind, at = self.step.graph.type_of(source.ref), (who.member, members)
-            self.builder.copies[key] = self.builder.own_piece(f"{source.ref}/piece", whole, kind, split, at, device)
+            kind = self.step.graph.type_of(source.ref)
+            count = kind.shape.sizes[split.dim] // split.outer // members
+            at, rows = (split.dim, split.outer), (who.member * count, count)
+            self.builder.copies[key] = self.builder.piece(f"{source.ref}/piece", whole, kind, at, rows, device)
         return self.builder.copies[key]
 
     def sums_of(self, marker: Node, replica: int) -> list[Placed]:
@@ -73,7 +76,11 @@ class Made:
         device, name, builder = first[0].device, f"{marker.name}/r{replica}", self.builder
         refs = [builder.move(each, device) for (each,) in (first, *others)]
         if isinstance(state, Split):
-            return [Placed(builder.joined(name, refs, kind, state, device), device)]
+
+            def join(pieces: Sequence[Ref], kind: TensorType, dim: int) -> Ref:
+                return builder.concat(f"{name}/joined", pieces, kind, device, dim)
+
+            return [Placed(builder.joined(name, refs, kind, state, device, join), device)]
         return [Placed(builder.total(name, refs, kind, device), device)]
 
     def _of_members(self, marker: str, replica: int) -> list[list[Placed]]:
