@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from whale_tf._protos import plan_pb2
+from whale_tf.plan.units import in_bytes
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,5 @@ class MeshUse:
 
 def _direction(name: str, exchanges: Sequence[Exchange], backward: bool) -> str:
     own = [exchange for exchange in exchanges if exchange.backward == backward]
-    said = [f"{exchange.count} {exchange.op} of {_bytes(exchange.bytes)}" for exchange in own]
+    said = [f"{exchange.count} {exchange.op} of {in_bytes(exchange.bytes)}" for exchange in own]
     return f"{name} {', '.join(said)}" if said else ""
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} B"

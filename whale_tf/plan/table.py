@@ -30,6 +30,7 @@ from whale_tf.plan.grids import Grids
 from whale_tf.plan.layout import Layout
 from whale_tf.plan.mesh_use import MeshUse
 from whale_tf.plan.stage_cost import StageCost
+from whale_tf.plan.units import in_bytes, in_units
 
 WIDTH = 120
 SHOWN_STATES = 4
@@ -119,11 +120,11 @@ def _stage_table(plan: Shown) -> Table:
             f"{stage.ops:,}",
             f"{stage.parameters:,}",
             ", ".join(_devices(plan, index)),
-            _in_units(stage.flops, 1000, ("", "k", "M", "G", "T", "P", "E")),
-            _bytes(stage.bytes_in),
-            _bytes(stage.bytes_out),
-            _bytes(stage.residual_bytes),
-            f"{stage.peak_live} x {_bytes(stage.residual_bytes)} = {_bytes(stage.peak_bytes)}",
+            in_units(stage.flops, 1000, ("", "k", "M", "G", "T", "P", "E")),
+            in_bytes(stage.bytes_in),
+            in_bytes(stage.bytes_out),
+            in_bytes(stage.residual_bytes),
+            f"{stage.peak_live} x {in_bytes(stage.residual_bytes)} = {in_bytes(stage.peak_bytes)}",
         )
     return table
 
@@ -149,16 +150,3 @@ def _schedule(plan: Shown) -> Iterator[Text]:
         for action, style in _ACTION_STYLES.items():
             text.highlight_regex(action, style)
         yield text
-
-
-def _bytes(count: int) -> str:
-    return _in_units(count, 1024, ("B", "KiB", "MiB", "GiB", "TiB", "PiB"))
-
-
-def _in_units(value: float, step: int, units: Sequence[str]) -> str:
-    """Three digits or more, in the largest unit that leaves at least 1: `999 B`, `1.0 KiB`."""
-    unit = 0
-    while value >= step and unit + 1 < len(units):
-        value /= step
-        unit += 1
-    return f"{value:.1f} {units[unit]}" if unit else f"{value:.0f} {units[0]}".rstrip()
