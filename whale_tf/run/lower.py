@@ -221,6 +221,7 @@ class _Main:
         self.config = optimize_once()
         self.groups: dict[int, Group] = {}
         self.constants: dict[tuple[DType, int | tuple[int, ...], str], str] = {}
+        self.meshes: dict[tuple[int, ...], int] = {}
         self.places: dict[tuple[int, ...] | None, tuple[int, ...]] = {}
         self.peers = {meeting: [node.name for node in nodes] for meeting, nodes in meetings(program.main).items()}
         self.writer = _Writer(f"{prefix}_main", renamed)
@@ -326,10 +327,12 @@ class _Main:
     def _member(self, node: Node) -> tuple[int, ...]:
         """The place of a mesh's member: among processes, or in the memory of this one."""
         mesh, processes = node.attrs["mesh"], self.program.processes
-        owners = [processes[device] if processes else 0 for device in mesh]
-        apart = len({*owners}) > 1
-        members = make_communicator(owners) if apart else make_communicator(range(len(mesh)), f"mesh {mesh}")
-        return members.handle, node.attrs["member"], node.attrs["number"]
+        if mesh not in self.meshes:
+            owners = [processes[device] if processes else 0 for device in mesh]
+            apart = len({*owners}) > 1
+            made = make_communicator(owners) if apart else make_communicator(range(len(mesh)), f"mesh {mesh}")
+            self.meshes[mesh] = made.handle
+        return self.meshes[mesh], node.attrs["member"], node.attrs["number"]
 
     def _place(self, ranks: tuple[int, ...] | None, device: str) -> str:
         """This process among `ranks`, or all, as an operation takes it; labels tell its calls apart, not numbers."""
