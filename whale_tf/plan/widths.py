@@ -1,19 +1,20 @@
 """How many devices each stage's mesh has, where the step has split scopes; and which.
 
-stage(devices=2), split()       2 in each replica
-split() without a stage         all that a replica has: of 4 devices and replica(2), 2
+stage(devices=2), split()           2 in each replica
+split() without a stage             all that a replica has: of 4 devices and replica(2), 2
 Strategy(devices=((0, (1, 2)),))    as it says: stage 1 on devices 1 and 2
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 
 from whale_tf.annotate.cluster import Cluster, VirtualDevice
 from whale_tf.errors import DeviceError, PlanError, ScopeError
+from whale_tf.plan.layout import meshes_of
 from whale_tf.plan.request import Request
-from whale_tf.plan.strategy import Place, Strategy, members_of
+from whale_tf.plan.strategy import Place, Strategy
 
 
 def refuse_wide_stages(given: Strategy, request: Request) -> None:
@@ -78,13 +79,9 @@ def mesh_devices(
         )
     starts = list(accumulate(widths, initial=0))
     return tuple(
-        tuple(_place(replica * each + start, width) for start, width in zip(starts, widths, strict=False))
+        tuple(tuple(range(replica * each + start, replica * each + end)) for start, end in pairwise(starts))
         for replica in range(count)
     )
-
-
-def _place(first: int, width: int) -> Place:
-    return first if width == 1 else tuple(range(first, first + width))
 
 
 def _shared_out(request: Request, total: int, replicas: int | None) -> int:
@@ -105,7 +102,8 @@ def refuse_mixed_meshes(devices: Sequence[Sequence[Place]], stages: int, cluster
       PlanError: one has several devices of one process and some of another, or one stage has meshes of other sizes.
     """
     owners, mixed = [device.process for device in cluster], list[str]()
-    for mesh in dict.fromkeys(tuple(members_of(place)) for place in chain.from_iterable(devices)):
+    meshes = meshes_of(devices, stages)
+    for mesh in dict.fromkeys(chain.from_iterable(meshes)):
         processes = [owners[device] for device in mesh]
         if len({*processes}) not in (1, len(mesh)):
             mixed.append(f"devices {mesh} are of processes {processes}")
@@ -115,7 +113,7 @@ def refuse_mixed_meshes(devices: Sequence[Sequence[Place]], stages: int, cluster
             details=mixed,
             way_out="Choose devices of one process for each mesh, or one device of each process.",
         )
-    sizes = [{len(members_of(row[stage % len(row)])) for row in devices} for stage in range(stages)]
+    sizes = [set(map(len, of_stage)) for of_stage in zip(*meshes, strict=True)]
     unlike = [
         f"stage {stage} has meshes of {sorted(found)} devices" for stage, found in enumerate(sizes) if len(found) > 1
     ]
