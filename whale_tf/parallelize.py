@@ -1,4 +1,4 @@
-"""The compiler: capture → states → reshard → plan → cut → bind → check, in `_compile` and `_rewritten`."""
+"""The compiler: capture → states → reshard → plan → cut → bind → check, in `_compile` and `rewrite_step`."""
 
 from __future__ import annotations
 

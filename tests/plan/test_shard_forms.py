@@ -14,8 +14,8 @@ from whale_tf.ir.graph import Shape
 from whale_tf.ir.sharding import SUMS, WHOLE, Split, State
 from whale_tf.plan.kinds import WHOLE_DIM, TypedNode
 from whale_tf.plan.rules import KINDS
-from whale_tf.plan.shard_forms import REDUCED, SAME_FOR_ALL, SHAPES_OF_RESULTS
-from whale_tf.plan.shard_rules import mesh_rule
+from whale_tf.plan.shard_forms import SAME_FOR_ALL, SHAPES_OF_RESULTS
+from whale_tf.plan.shard_rules import REDUCED, mesh_rule
 
 # Types that members can send to one another.
 SENT = REDUCED | {"bool", "int8", "uint8", "int16", "complex64", "complex128"}

@@ -45,7 +45,7 @@ def caution_idle(layout: Layout, request: Request, given: Strategy, advice: str,
 def caution_uncut(layout: Layout, request: Request, step: Line) -> Iterator[Caution]:
     """Of stages in which split() has only one device, where there are more."""
     for stage in sorted(request.split_stages):
-        if len(layout.mesh_of(0, stage)) == 1 and len(layout.devices) > layout.replicas:
+        if stage not in layout.wide and len(layout.devices) > layout.replicas:
             name = layout.stages[stage] or "the step"
             yield (
                 step,

@@ -64,6 +64,11 @@ class Layout:
         """The first device of a stage's mesh."""
         return self.meshes[replica][stage][0]
 
+    @cached_property
+    def wide(self) -> tuple[int, ...]:
+        """The stages whose meshes have several members."""
+        return tuple(stage for stage in range(len(self.stages)) if len(self.mesh_of(0, stage)) > 1)
+
     def devices_of(self, replica: int) -> tuple[int, ...]:
         """The devices of a replica, each once, in the order of its stages."""
         return tuple(dict.fromkeys(chain.from_iterable(self.meshes[replica])))

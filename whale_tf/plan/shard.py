@@ -11,7 +11,7 @@ gives is decided where it is written for a member (`form_of`), and a wrong wish 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from whale_tf.ir.graph import Graph, Node, Ref
@@ -19,7 +19,7 @@ from whale_tf.ir.sharding import Split
 from whale_tf.ir.sizes import Array
 from whale_tf.plan.kinds import TypedNode
 from whale_tf.plan.roles import variable_of
-from whale_tf.plan.shard_rules import RESHAPES, MeshRule, mesh_rule, moved
+from whale_tf.plan.shard_rules import RESHAPES, MeshRule, cut_letters, divides, mesh_rule, moved
 
 # Through these a parameter stays one.
 PASSING = RESHAPES | {"Cast", "Transpose", "Identity", "Scale"}
@@ -41,6 +41,7 @@ class Propagation:
       inside: the operations of the stage, and what is computed once per step for them.
       members: of the stage's mesh.
       value_of: what planning knows of a tensor's value.
+      pinned: tensors that no wish is for.
       wishes: how tensors are to be cut; added to.
     """
 
@@ -48,13 +49,13 @@ class Propagation:
     inside: frozenset[str]
     members: int
     value_of: Callable[[Ref], Array | None]
+    pinned: frozenset[Ref] = frozenset()
     wishes: dict[Ref, Split] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rules: dict[str, MeshRule | None] = {}
         self.waiting: deque[str] = deque()
         self.ties: dict[str, list[Ref]] = {}
-        self.pinned: set[Ref] = set()
         for node in self.graph:
             if _speaks_of_variable(node):
                 self.ties.setdefault(variable_of(node), []).append(Ref(node.name))
@@ -72,11 +73,7 @@ class Propagation:
 
     def divides(self, ref: Ref, split: Split) -> bool:
         """Whether a tensor can be cut so in equal pieces."""
-        shape = self.graph.type_of(ref).shape
-        if not shape.known or split.dim >= len(shape):
-            return False
-        size = shape.sizes[split.dim]
-        return size > 0 and size % (split.outer * self.members) == 0
+        return divides(self.graph.type_of(ref).shape, split, self.members)
 
     def wish(self, ref: Ref, split: Split) -> None:
         """Wishes a tensor cut, and what follows from it."""
@@ -106,15 +103,14 @@ class Propagation:
         found = self.rule(node) if node.inputs else None
         if found is None:
             return
-        sides = [
-            *zip(found.rule.inputs, node.inputs, strict=True),
-            *zip(found.rule.outputs, outputs, strict=True),
-        ]
-        for letter, outer in list(_letters(sides, self.wishes)):
-            for name, ref in sides:
-                if letter in name:
-                    self._note(ref, Split(name.index(letter), outer))
+        names, refs = (*found.rule.inputs, *found.rule.outputs), (*node.inputs, *outputs)
+        cut = next(cut_letters(names, [self.wishes.get(ref) for ref in refs]), None)
+        if cut is None:
             return
+        letter, outer = cut[1]
+        for name, ref in zip(names, refs, strict=True):
+            if letter in name:
+                self._note(ref, Split(name.index(letter), outer))
 
     def _pass(self, source: Ref, target: Ref) -> None:
         split = self.wishes.get(source)
@@ -130,13 +126,6 @@ def _speaks_of_variable(node: Node) -> bool:
     if node.op not in ("Variable", "Write", "Gradient"):
         return False
     return bool(variable_of(node)) and node.attrs.get("part", b"dense") == b"dense"
-
-
-def _letters(sides: Iterable[tuple[str, Ref]], wishes: Mapping[Ref, Split]) -> Iterator[tuple[str, int]]:
-    for name, ref in sides:
-        split = wishes.get(ref)
-        if split is not None and split.dim < len(name) and name[split.dim] != ".":
-            yield name[split.dim], split.outer
 
 
 def parameter_of(graph: Graph, ref: Ref) -> str:

@@ -11,18 +11,16 @@ much is computed and moved.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from whale_tf.ir.graph import Graph, Node, Ref, Shape
 from whale_tf.ir.sharding import SUMS, WHOLE, Partial, Reduction, Split, State
 from whale_tf.plan.kinds import TypedNode
-from whale_tf.plan.shard_rules import RESHAPES, MeshRule, moved
+from whale_tf.plan.shard_rules import REDUCED, RESHAPES, MeshRule, cut_letters, moved
 
-# What the members' values of a Partial can be reduced in.
-REDUCED = frozenset({"float16", "bfloat16", "float32", "float64", "int32", "int64"})
 # What moves a sum on as it is: the numbers of operand 0 only change places, or sign.
-CARRIES = RESHAPES | {"Transpose", "Neg", "Sum", "Identity", "Squeeze"}
+CARRIES = frozenset({"Transpose", "Neg", "Sum", "Identity"})
 ADDS = frozenset({"AddN", "AddV2", "Add", "Sub", "BiasAdd", "Pack", "ConcatV2"})
 # Operands that say the shape of a result: each member is told its own.
 SHAPES_OF_RESULTS = {
@@ -124,20 +122,14 @@ def _candidates(operands: Operands) -> Iterator[tuple[str, int]]:
     if operands.rule is None:
         return
     rule = operands.rule.rule
-    taken = list(_cut_letters(rule.inputs, operands.given))
-    wanted = [each for _, each in _cut_letters(rule.outputs, operands.wished)]
+    taken = list(cut_letters(rule.inputs, operands.given))
+    wanted = [each for _, each in cut_letters(rule.outputs, operands.wished)]
     of_parameters = [each for at, each in taken if operands.parameters[at]]
     real = [each for _, each in taken]
     agreed = [each for each in real if each in wanted]
     into = wanted if operands.into_gradient else []
-    headed = [each for _, each in _cut_letters(rule.inputs, operands.heading or (None,) * len(rule.inputs))]
+    headed = [each for _, each in cut_letters(rule.inputs, operands.heading or (None,) * len(rule.inputs))]
     yield from dict.fromkeys([*of_parameters, *into, *agreed, *real, *wanted, *headed])
-
-
-def _cut_letters(names: Sequence[str], states: Sequence[State | None]) -> Iterator[tuple[int, tuple[str, int]]]:
-    for position, (name, state) in enumerate(zip(names, states, strict=True)):
-        if isinstance(state, Split) and state.dim < len(name) and name[state.dim] != ".":
-            yield position, (name[state.dim], state.outer)
 
 
 def _cut(operands: Operands, letter: str, outer: int) -> Form | None:
@@ -165,8 +157,6 @@ def _cut(operands: Operands, letter: str, outer: int) -> Form | None:
         else:
             return None
     reduces = any(isinstance(state, Partial) for state in gives)
-    if rule.mean and reduces and not _is_float(node):
-        return None
     takes = tuple(
         Split(name.index(letter), outer) if letter in name else SUMS if reduces and at in rule.additive else WHOLE
         for at, name in enumerate(rule.inputs)
@@ -181,10 +171,6 @@ def _divides(name: str, shape: Shape, letter: str, outer: int, members: int) -> 
         return True
     size = shape[name.index(letter)] if shape != Shape.unknown else None
     return size is not None and size > 0 and size % (outer * members) == 0
-
-
-def _is_float(node: Node) -> bool:
-    return node.outputs[0].dtype in ("float16", "bfloat16", "float32", "float64")
 
 
 def _partial(operands: Operands) -> Form | None:

@@ -10,16 +10,18 @@ Such a letter is *inside*: `rewrite/member_insides.py` says how a member does it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from whale_tf.ir.graph import Shape
 from whale_tf.ir.sharding import SUMS, WHOLE, Split, State
-from whale_tf.plan.kinds import LETTERS, OTHER_LETTERS, Rule, TypedNode
+from whale_tf.plan.kinds import LETTERS, OTHER_LETTERS, WHOLE_DIM, Rule, TypedNode
 from whale_tf.plan.rules import rule_of
 
 RESHAPES = frozenset({"Reshape", "ExpandDims", "Squeeze"})
+# What the members' values of a Partial can be reduced in.
+REDUCED = frozenset({"float16", "bfloat16", "float32", "float64", "int32", "int64"})
 # Changes of state over the batch, which cut no dim: element by element.
 OF_BATCH = frozenset({"Scale", "Shift", "Merge", "Write", "Gradient"})
 
@@ -43,6 +45,21 @@ def mesh_rule(typed: TypedNode) -> MeshRule | None:
         return None
     found = _INSIDE[node.op](typed, rule) if node.op in _INSIDE else None
     return found or MeshRule(rule)
+
+
+def divides(shape: Shape, split: Split, members: int) -> bool:
+    """Whether a tensor of this shape can be cut so in equal pieces."""
+    if not shape.known or split.dim >= len(shape):
+        return False
+    size = shape.sizes[split.dim]
+    return size > 0 and size % (split.outer * members) == 0
+
+
+def cut_letters(names: Sequence[str], states: Sequence[State | None]) -> Iterator[tuple[int, tuple[str, int]]]:
+    """Of tensors with these letters and states: the position, letter and outer of those that are cut along a letter."""
+    for position, (name, state) in enumerate(zip(names, states, strict=True)):
+        if isinstance(state, Split) and state.dim < len(name) and name[state.dim] != WHOLE_DIM:
+            yield position, (name[state.dim], state.outer)
 
 
 def moved(shape: Shape, other: Shape, split: Split, members: int) -> Split | None:
@@ -82,49 +99,43 @@ def _gather(typed: TypedNode, rule: Rule) -> MeshRule | None:
     """The axis that indices point into."""
     rank = len(typed.input(0))
     axes = typed.axes(2, rank) if len(typed.inputs) > 2 else frozenset({0})
-    if axes is None or typed.attribute("batch_dims", 0) or typed.node.outputs[0].dtype not in _NUMBERS:
+    if axes is None or typed.attribute("batch_dims", 0) or typed.node.outputs[0].dtype not in REDUCED:
         return None
     (axis,) = axes
-    name = rule.inputs[0]
-    letter = LETTERS[rank]
-    found = Rule((name[:axis] + letter + name[axis + 1 :], *rule.inputs[1:]), rule.outputs, shapes=rule.shapes)
-    return MeshRule(found, {letter: SUMS})
+    return MeshRule(_along(rule, axis, LETTERS[rank]), {LETTERS[rank]: SUMS})
 
 
 def _segments(typed: TypedNode, rule: Rule) -> MeshRule:
     """The segments: each member sums those of its own."""
-    letter = OTHER_LETTERS[-1]
-    return MeshRule(_with_results(rule, letter + rule.outputs[0][1:]), {letter: WHOLE})
+    return MeshRule(replace(rule, outputs=(_LAST + rule.outputs[0][1:],)), {_LAST: WHOLE})
 
 
 def _one_hot(typed: TypedNode, rule: Rule) -> MeshRule:
     axis = typed.attribute("axis", -1) % len(typed.output())
-    letter = OTHER_LETTERS[-1]
     result = rule.outputs[0]
-    return MeshRule(_with_results(rule, result[:axis] + letter + result[axis + 1 :]), {letter: WHOLE})
+    return MeshRule(replace(rule, outputs=(result[:axis] + _LAST + result[axis + 1 :],)), {_LAST: WHOLE})
 
 
 def _arg_extreme(typed: TypedNode, rule: Rule) -> MeshRule | None:
     rank = len(typed.input(0))
     axes = typed.axes(1, rank)
-    if axes is None or len(axes) != 1 or typed.inputs[0].dtype not in _NUMBERS:
+    if axes is None or len(axes) != 1 or typed.inputs[0].dtype not in REDUCED:
         return None
     (axis,) = axes
-    letter = OTHER_LETTERS[-1]
-    name = rule.inputs[0]
-    found = Rule((name[:axis] + letter + name[axis + 1 :], *rule.inputs[1:]), rule.outputs, shapes=rule.shapes)
-    return MeshRule(found, {letter: WHOLE})
+    return MeshRule(_along(rule, axis, _LAST), {_LAST: WHOLE})
 
 
 def _in_top_k(typed: TypedNode, rule: Rule) -> MeshRule:
     return MeshRule(Rule(("av", "a", *rule.inputs[2:]), ("a",)), {"v": WHOLE})
 
 
-def _with_results(rule: Rule, result: str) -> Rule:
-    return Rule(rule.inputs, (result,), rule.reduction, rule.linear, rule.additive, rule.powers, rule.shapes)
+def _along(rule: Rule, axis: int, letter: str) -> Rule:
+    """The rule with a letter for an axis of input 0 that is whole without it."""
+    name = rule.inputs[0]
+    return replace(rule, inputs=(name[:axis] + letter + name[axis + 1 :], *rule.inputs[1:]))
 
 
-_NUMBERS = frozenset({"float16", "bfloat16", "float32", "float64", "int32", "int64"})
+_LAST = OTHER_LETTERS[-1]
 _INSIDE: Mapping[str, Callable[[TypedNode, Rule], MeshRule | None]] = MappingProxyType(
     {
         "Softmax": _softmax,

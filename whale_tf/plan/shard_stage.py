@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from whale_tf.annotate.subgroup import Opened
 from whale_tf.errors import Line, PlanError, ScopeError
@@ -14,6 +15,7 @@ from whale_tf.plan.plan import Plan
 from whale_tf.plan.request import Request
 from whale_tf.plan.roles import Roles
 from whale_tf.plan.shard import PASSING, Propagation, parameter_of, products
+from whale_tf.plan.shard_forms import becomes_gradient
 
 
 @dataclass(frozen=True)
@@ -57,33 +59,55 @@ class Cutting:
     line_of: Callable[[str], Line]
     calls: Mapping[str, Graph]
 
-    @property
-    def stages(self) -> tuple[int, ...]:
-        """The stages that have several members."""
-        layout = self.plan.layout
-        return tuple(stage for stage in range(len(layout.stages)) if len(layout.mesh_of(0, stage)) > 1)
+    @cached_property
+    def parameters(self) -> frozenset[Ref]:
+        """The tensors that are a variable, or made of one."""
+        refs = (Ref(node.name) for node in self.graph if node.op in PASSING | BOUNDARY_OPS)
+        return frozenset(ref for ref in refs if parameter_of(self.graph, ref))
+
+    @cached_property
+    def gradients(self) -> frozenset[Ref]:
+        """The tensors that become a gradient."""
+        return becomes_gradient(self.graph, self.roles.markers)
+
+    @cached_property
+    def pinned(self) -> frozenset[Ref]:
+        """The tensors that every member has whole."""
+        wholes = {scope.key for scope in self.request.wholes}
+        return frozenset(Ref(node.name) for node in self.graph if node.scope in wholes)
+
+    @cached_property
+    def inner(self) -> frozenset[Ref]:
+        """The tensors of micro-batches that only functions of their own stage take."""
+        graph, stage_of, roles = self.graph, self.plan.stage_of, self.roles
+        leaving = {*graph.outputs, *(Ref(name) for name in graph.effects)}
+        for node in graph:
+            in_function = roles.per_micro_batch(node.name) and node.name not in roles.markers
+            here = stage_of.get(node.name) if in_function else None
+            leaving.update(ref for ref in node.inputs if here is None or stage_of.get(ref.node) != here)
+        return frozenset(
+            Ref(name, index)
+            for name in stage_of
+            if name in graph
+            for index in range(len(graph[name].outputs))
+            if Ref(name, index) not in leaving
+        )
 
 
-def mesh_of_stage(
-    cutting: Cutting, graph: Graph, stage: int, inner: frozenset[Ref], becoming: frozenset[Ref]
-) -> StageMesh:
+def mesh_of_stage(cutting: Cutting, graph: Graph, stage: int) -> StageMesh:
     """What a stage's mesh cuts at one size of micro-batch.
 
     Args:
       graph: the step with the shapes of that size.
-      inner: see inner_tensors.
-      becoming: the tensors that become a gradient.
     Raises:
       PlanError: what a scope cuts first cannot be cut.
+      ScopeError: a scope has nothing to cut.
     """
     layout, plan = cutting.plan.layout, cutting.plan
     own = {name for name, where in plan.stage_of.items() if where == stage}
     once = {node.name for node in graph if not cutting.roles.per_micro_batch(node.name)}
-    propagation = Propagation(
-        graph, frozenset(own | once), len(layout.mesh_of(0, stage)), lambda ref: cutting.sizes.values.get(ref)
-    )
-    wholes = {scope.key for scope in cutting.request.wholes}
-    propagation.pinned |= {Ref(node.name) for node in graph if node.scope in wholes}
+    members = len(layout.mesh_of(0, stage))
+    propagation = Propagation(graph, frozenset(own | once), members, cutting.sizes.values.get, cutting.pinned)
     later: list[tuple[Opened, list[Node]]] = []
     for scope in cutting.request.splits:
         if cutting.request.stage_of_scope.get(scope.key, 0) == stage:
@@ -92,11 +116,7 @@ def mesh_of_stage(
                 later.append((scope, nodes))
     for scope, nodes in later:  # parameters come first: they are cut for good
         _annotate_values(propagation, scope, nodes)
-    parameters = frozenset(
-        Ref(node.name) for node in graph if node.op in PASSING | BOUNDARY_OPS and parameter_of(graph, Ref(node.name))
-    )
-    pinned = frozenset(propagation.pinned)
-    return StageMesh(propagation.members, propagation.wishes, parameters, becoming, inner, pinned)
+    return StageMesh(members, propagation.wishes, cutting.parameters, cutting.gradients, cutting.inner, cutting.pinned)
 
 
 def _annotate(propagation: Propagation, scope: Opened, nodes: Sequence[Node], line_of: Callable[[str], Line]) -> bool:
@@ -175,20 +195,4 @@ def _undivided(
         at=[line_of(node.name)],
         scope=[str(scope)],
         way_out=way_out if near else "Name a dim of the parameter, or leave dim= out.",
-    )
-
-
-def inner_tensors(cutting: Cutting) -> frozenset[Ref]:
-    """Tensors of micro-batches that only functions of their own stage take."""
-    graph, stage_of, roles = cutting.graph, cutting.plan.stage_of, cutting.roles
-    leaving = {*graph.outputs, *(Ref(name) for name in graph.effects)}
-    for node in graph:
-        here = stage_of.get(node.name) if roles.per_micro_batch(node.name) and node.name not in roles.markers else None
-        leaving.update(ref for ref in node.inputs if here is None or stage_of.get(ref.node) != here)
-    return frozenset(
-        Ref(name, index)
-        for name in stage_of
-        if name in graph
-        for index in range(len(graph[name].outputs))
-        if Ref(name, index) not in leaving
     )

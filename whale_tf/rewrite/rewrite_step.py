@@ -92,7 +92,7 @@ def _at_sizes(
     """The stage functions at each size of micro-batch, and the functions that these call."""
     variants: dict[int, Mapping[Key, StageFunction]] = {}
     calls: dict[str, Graph] = {}
-    wide = {stage for stage in range(len(plan.layout.stages)) if len(plan.layout.mesh_of(0, stage)) > 1}
+    wide = plan.layout.wide
     for size in sorted({size for row in plan.sizes for size in row}, reverse=True):
         resized = {
             key: passes.run("resize", resize, function, states, resharded.made_of, size)

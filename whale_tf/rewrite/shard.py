@@ -20,7 +20,7 @@ from whale_tf.ir.sharding import SUMS, WHOLE, Partial, Split, State
 from whale_tf.ir.sizes import Array, Sizes
 from whale_tf.plan.kinds import TypedNode
 from whale_tf.plan.shard_forms import SHAPES_OF_RESULTS, Form, Operands, form_of, whole_form
-from whale_tf.plan.shard_rules import mesh_rule
+from whale_tf.plan.shard_rules import divides, mesh_rule
 from whale_tf.plan.shard_stage import StageMesh
 from whale_tf.rewrite.cut import Source, StageFunction
 from whale_tf.rewrite.member_insides import INSIDES
@@ -116,7 +116,7 @@ class _Sharding:
             state = self.agreed.passed[source.ref]
         elif source.kind == "step":
             split = self.mesh.wishes.get(source.ref)
-            if split is not None and _can_be_cut(node.outputs[0], split, self.mesh.members):
+            if split is not None and divides(node.outputs[0].shape, split, self.mesh.members):
                 state = split
                 self.graph.arguments[node.attrs["index"]] = Source("piece", source.ref, str(split))
         kind = local_type(node.outputs[0], state, self.mesh.members)
@@ -225,12 +225,6 @@ def _elements(value: int | float | tuple[int | float, ...], shape: Shape) -> Arr
     """The elements of a constant, which has one number for all where they are alike."""
     numbers = np.asarray(value)
     return np.broadcast_to(numbers.reshape(() if numbers.size == 1 else shape.sizes), shape.sizes)
-
-
-def _can_be_cut(kind: TensorType, split: Split, members: int) -> bool:
-    if not kind.shape.known or split.dim >= len(kind.shape):
-        return False
-    return kind.shape.sizes[split.dim] % (split.outer * members) == 0
 
 
 def _in_order(nodes: Mapping[str, Node]) -> list[Node]:

@@ -16,8 +16,7 @@ from whale_tf.ir.sharding import WHOLE, State, Value
 from whale_tf.plan.mesh_use import Exchange, MeshUse
 from whale_tf.plan.plan import Plan
 from whale_tf.plan.shard import parameter_of
-from whale_tf.plan.shard_forms import becomes_gradient
-from whale_tf.plan.shard_stage import Cutting, inner_tensors, mesh_of_stage
+from whale_tf.plan.shard_stage import Cutting, mesh_of_stage
 from whale_tf.rewrite.cut import Key, StageFunction
 from whale_tf.rewrite.shard import Agreed, Sharded, shard
 from whale_tf.rewrite.step_program import Functions
@@ -40,16 +39,16 @@ def shard_stages(
     """
     found: dict[int, dict[Key, StageFunction]] = {size: {**functions} for size, functions in variants.items()}
     largest: dict[Key, Sharded] = {}
-    if not cutting.stages:
+    stages = cutting.plan.layout.wide
+    if not stages:
         return found, cutting.plan
-    inner, becoming = inner_tensors(cutting), becomes_gradient(cutting.graph, cutting.roles.markers)
     # Rows of a gradient are put after those of other micro-batches, beside their numbers: each leaves whole.
     rows = [name for name in cutting.roles.markers if cutting.graph[name].attrs["part"] != b"dense"]
-    for stage in cutting.stages:
+    for stage in stages:
         _refuse_effects(cutting, [function for key, function in variants[max(variants)].items() if key.stage == stage])
         sums: dict[str, State] = dict.fromkeys(rows, WHOLE)
         for size in sorted(variants, reverse=True):
-            mesh = mesh_of_stage(cutting, at_size(size), stage, inner, becoming)
+            mesh = mesh_of_stage(cutting, at_size(size), stage)
             agreed = Agreed(sums=sums)
             for key in sorted((key for key in variants[size] if key.stage == stage), key=_first_to_last):
                 made = shard(variants[size][key], cutting.sizes, mesh, agreed)
@@ -57,7 +56,7 @@ def shard_stages(
                 if size == max(variants) and not (key.first and key._replace(first=False) in variants[size]):
                     largest[key] = made
     meshes = tuple(
-        _use(cutting, stage, [each for key, each in largest.items() if key.stage == stage]) for stage in cutting.stages
+        _use(cutting, stage, [each for key, each in largest.items() if key.stage == stage]) for stage in stages
     )
     states = {
         ref: state
